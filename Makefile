@@ -1,0 +1,39 @@
+# Every target runs in the environment .venv, which is made when it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint bench clean
+
+help:  ## print this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $(READY)
+
+.venv: $(READY)  ## make the environment
+
+demo: $(READY)  ## train a CNN across ten virtual organisations under differential privacy
+	$(RUN)/discreet simulate simulations/scenarios/digits.toml
+
+test: $(READY) lint  ## lint, then run the tests (under 10 minutes on two cores)
+	$(RUN)/python -m pytest
+
+test-slow: $(READY)  ## the tests that take minutes: the accuracy of the shipped scenarios
+	$(RUN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff, mypy strict, and the directions between the rooms
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+bench: $(READY)  ## time the hot path: what a simulation reaches of the bare training loop
+	$(RUN)/discreet bench
+
+clean:  ## remove the environment and the caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

@@ -1,0 +1,1 @@
+"""One data owner: its data, its budget, its training."""

@@ -1,0 +1,125 @@
+"""The Flower app of one data owner.
+
+It runs behind every grid: in process, on Ray, on a SuperNode. What it needs comes from two sides that are not trusted
+alike: the scenario and the order from the coordinator, the data and the budget from the node's own configuration.
+
+    context.run_config   scenario: its text
+    context.node_config  shards: folder of the data; partition-id: which client this is;
+                         plan, events: files of the budget, where no grid has reserved already
+    context.state        reservation: put there by a grid of ours after the charge was durable; it never travels
+
+Every failure leaves as one word of `Refusal`; its text stays in the owner's log.
+"""
+
+import logging
+from contextlib import closing
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.budget import Budget
+from client.trainer import Trainer
+from common.config import Scenario, parse
+from common.errors import DiscreetError, ModelRefusedError, RefusedError, ScenarioError, WireError
+from common.messages import Order, Refusal
+from common.shards import Shard, open_shard
+from common.wire import Frame, Scalar, decode_order, encode_report
+
+log = logging.getLogger("discreet.client")
+
+REFUSED = 100  # an error code of ours, above Flower's
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Carry out an order, or answer with one word."""
+    try:
+        order = _order(message)
+        _reserve(order, context)
+        report = _trainer(_scenario(context)).train(order, _shard(order, context))
+    except RefusedError as error:
+        log.warning("order refused: %s", error)
+        return Message(Error(REFUSED, error.word.value), reply_to=message)
+    except Exception:
+        log.exception("order failed")
+        _trainer.cache_clear()  # the resident model may be in any state
+        return Message(Error(REFUSED, Refusal.FAILED.value), reply_to=message)
+    frame = encode_report(report)
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({"update": Array(frame.array)}),
+            "report": ConfigRecord(dict(frame.scalars)),
+            "metrics": MetricRecord({"num-examples": 1}),  # Flower's strategies want a weight; sizes stay private
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def order_in(message: Message, *, weights_P: npt.NDArray[Any]) -> Order:
+    """Return the order that a message carries; WireError or KeyError when there is none."""
+    scalars = cast(dict[str, Scalar], dict(message.content.config_records["order"]))
+    return decode_order(Frame(scalars=scalars, array=weights_P))
+
+
+def reservation(order: Order) -> ConfigRecord:
+    """Return the record by which a grid says, in the client's own state, that an order is charged."""
+    return ConfigRecord({"run": order.run, "round": order.round, "attempt": order.attempt, "client": order.client})
+
+
+_parse = lru_cache(maxsize=4)(parse)
+
+
+def _scenario(context: Context) -> Scenario:
+    try:
+        return _parse(str(context.run_config["scenario"]))
+    except (ScenarioError, KeyError) as error:
+        raise RefusedError(Refusal.MALFORMED, str(error)) from error
+
+
+@lru_cache(maxsize=1)
+def _trainer(scenario: Scenario) -> Trainer:
+    """The resident trainer of this process."""
+    try:
+        return Trainer(scenario)
+    except ModelRefusedError as error:
+        raise RefusedError(Refusal.MODEL_UNFIT, str(error)) from error
+
+
+def _order(message: Message) -> Order:
+    try:
+        return order_in(message, weights_P=message.content.array_records["arrays"]["weights"].numpy())
+    except (WireError, KeyError, ValueError, TypeError) as error:
+        raise RefusedError(Refusal.MALFORMED, str(error)) from error
+
+
+def _reserve(order: Order, context: Context) -> None:
+    """Make sure that a private order is charged, durably, before any record is read."""
+    if _scenario(context).privacy.unit != "record":
+        return
+    if context.state.config_records.get("reservation") == reservation(order):
+        return
+    if not {"plan", "events"} <= context.node_config.keys():
+        raise RefusedError(Refusal.NOT_RECORDED, "the node's configuration names no plan and no event log")
+    try:
+        plan, events = (Path(str(context.node_config[name])) for name in ("plan", "events"))
+        with closing(Budget.open(plan, events)) as budget:
+            (refusal,) = budget.reserve([order])
+    except (OSError, ValueError, KeyError, TypeError, DiscreetError) as error:
+        raise RefusedError(Refusal.NOT_RECORDED, str(error)) from error
+    if refusal is not None:
+        raise RefusedError(refusal)
+
+
+def _shard(order: Order, context: Context) -> Shard:
+    if context.node_config.get("partition-id") != order.client:
+        raise RefusedError(Refusal.NOT_IN_PLAN, "the order is for another client")
+    try:
+        return open_shard(Path(str(context.node_config["shards"])), order.client)
+    except (OSError, KeyError, IndexError, ValueError) as error:
+        raise RefusedError(Refusal.DATA_UNFIT, str(error)) from error

@@ -1,0 +1,107 @@
+"""One worker's training: a resident model that serves one client after the other.
+
+Shapes: P is the number of parameters.
+
+    weights -> load -> (DP-SGD | plain steps) -> update -> (clip) -> Report
+
+Nothing of one client is in the next one's result: weights are overwritten, the optimiser is new, gradients are dropped,
+dropout is seeded anew, and secret randomness has a key of its own for each order.
+"""
+
+import torch
+from torch import nn
+
+from common import flat
+from common.clipping import clip, l2_norm
+from common.config import Scenario
+from common.devices import device
+from common.entropy import Entropy
+from common.errors import RefusedError
+from common.messages import FloatArray, Order, Refusal, Report
+from common.models.registry import build
+from common.optimizers import client_optimizer
+from common.plan import local_steps
+from common.seeds import derive
+from common.shards import Shard
+from common.tasks import TASKS
+
+
+class Trainer:
+    """Carries out orders of one scenario.
+
+    Guarantees:
+        A client's report does not depend on who trained before it.
+        With unit `none` the same order gives a bit-equal report.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        """Build the resident model; ModelRefusedError when it cannot be trained privately."""
+        self._scenario = scenario
+        model = build(scenario.model, TASKS[scenario.data.dataset], seed=scenario.run.seed)
+        self._model: nn.Module = model.to(device(scenario.engine)).train()
+        self._private = None
+        if scenario.privacy.unit == "record":
+            from client.private import PrivateModel  # Opacus takes seconds to import: only where it is needed
+
+            self._private = PrivateModel(self._model)
+
+    def train(self, order: Order, shard: Shard) -> Report:
+        """Train from the order's weights on the shard, or raise RefusedError.
+
+        Edge cases:
+            weights of another size, or not finite   refused as malformed
+            a shard without records                  refused as unfit data
+            an update that is not finite             refused as failed: nothing of it leaves
+        """
+        weights_P = torch.from_numpy(order.weights_P)
+        if len(weights_P) != flat.size(self._model) or not torch.isfinite(weights_P).all():
+            raise RefusedError(Refusal.MALFORMED, "the order's weights do not fit the model, or are not finite")
+        if len(shard) == 0:
+            raise RefusedError(Refusal.DATA_UNFIT, "the shard holds no records")
+        flat.load(self._model, weights_P)
+        torch.manual_seed(derive(self._scenario.run.seed, "dropout", order.round, order.client))
+        self._steps(order, shard)
+        update_P = (flat.flatten(self._model) - weights_P).numpy()
+        return Report(
+            run=order.run,
+            round=order.round,
+            attempt=order.attempt,
+            client=order.client,
+            update_P=_fit_to_leave(update_P, order.max_update_norm),
+        )
+
+    def _steps(self, order: Order, shard: Shard) -> None:
+        training, privacy = self._scenario.training, self._scenario.privacy
+        optimizer = client_optimizer(self._model.parameters(), training)
+        if self._private is not None:
+            if order.mechanism is None:
+                raise RefusedError(Refusal.NOT_IN_PLAN, "the scenario is private and the order names no mechanism")
+            self._private.steps(
+                optimizer,
+                shard,
+                mechanism=order.mechanism,
+                batch_size=training.batch_size,
+                physical_batch=self._scenario.engine.physical_batch,
+                entropy=Entropy(),
+            )
+            return
+        if order.mechanism is not None or (order.max_update_norm is not None) != (privacy.unit == "client"):
+            raise RefusedError(Refusal.NOT_IN_PLAN, "the order asks for another protection than the scenario")
+        from client import plain
+
+        seeded = derive(self._scenario.run.seed, "batches", order.round, order.client)
+        plain.steps(
+            self._model,
+            optimizer,
+            shard,
+            count=local_steps(training, records=len(shard)),
+            batch_size=training.batch_size,
+            seed=seeded if privacy.unit == "none" else Entropy().seed(),
+        )
+
+
+def _fit_to_leave(update_P: FloatArray, max_norm: float | None) -> FloatArray:
+    """The update, clipped where a bound is asked for; what is not finite does not leave."""
+    if not l2_norm(update_P) < float("inf"):
+        raise RefusedError(Refusal.FAILED, "the update is not finite; lower training.learning_rate")
+    return update_P if max_norm is None else clip(update_P, max_norm=max_norm)

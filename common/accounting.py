@@ -1,0 +1,245 @@
+"""Epsilon from events.
+
+Epsilon is what the PLD accountant says (privacy loss distributions, dp-accounting). Two independent accountants check
+it: PRV (Opacus) and RDP. When they disagree nothing is reported. The central limit theorem is no bound and is not here.
+
+    >>> from fractions import Fraction
+    >>> one = SampledGaussian(noise_multiplier=1.0, sampling_rate=Fraction(1), steps=1)
+    >>> round(epsilon((one,), delta=1e-5), 4)
+    4.3772
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from common.errors import AccountingError
+from common.events import History, SampledGaussian, merged
+
+FINE = 1e-4
+COARSE = 1e-3
+SMALLEST_DELTA = 1e-10
+PRV_ERROR = 0.01
+RDP_SLACK = 1.001
+PRV_WIDENING = 0.002
+RDP_ORDERS = (
+    *(1 + x / 10 for x in range(1, 100)), *range(11, 64), 128, 256, 512, 1024,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One history's epsilon by three accountants.
+
+    Args:
+        pld: the figure to report, an upper bound.
+        prv_low, prv, prv_high: Opacus's PRV interval and estimate, or None where it cannot answer.
+        rdp: an upper bound, looser.
+        unanswered: why an accountant could not answer, or empty.
+    """
+
+    pld: float
+    prv_low: float | None
+    prv: float | None
+    prv_high: float | None
+    rdp: float
+    unanswered: str = ""
+
+
+@lru_cache(maxsize=4096)
+def epsilon(history: History, *, delta: float, grid: float = FINE) -> float:
+    """Return an upper bound on epsilon at `delta` for everything in `history`, by PLD.
+
+    Guarantees:
+        It never falls when an event is added, and does not depend on the order of events.
+        A coarser `grid` gives a larger or equal figure, faster.
+
+    Edge cases:
+        empty history    0
+        delta < 1e-10    raises AccountingError: rounding would decide
+
+    Args:
+        history: the account's events.
+        delta: in [1e-10, 1).
+        grid: step of the discretised privacy loss.
+
+    Source: Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380.
+    """
+    _check_delta(delta)
+    if not history:
+        return 0.0
+    total: Any = None
+    for event in merged(history):
+        composed = _one_step(event.noise_multiplier, float(event.sampling_rate), grid).self_compose(event.steps)
+        total = composed if total is None else total.compose(composed)
+    return float(total.get_epsilon_for_delta(delta))
+
+
+def check(history: History, *, delta: float) -> Verdict:
+    """Return epsilon by three accountants, or raise AccountingError when they disagree.
+
+    Guarantees:
+        Accepted only when PLD <= 1.001 RDP and PLD lies in PRV's interval widened by 0.2 %.
+    """
+    pld, rdp = epsilon(history, delta=delta), renyi_epsilon(history, delta=delta)
+    unanswered = ""
+    try:
+        low, middle, high = prv_interval(history, delta=delta)
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        low = middle = high = None
+        unanswered = f"PRV cannot answer: {error}"
+    if not pld <= RDP_SLACK * rdp:
+        raise AccountingError(f"Accountants disagree: PLD {pld:.6f} is above RDP {rdp:.6f}. No epsilon is reported.")
+    if low is not None and high is not None and not low * (1 - PRV_WIDENING) <= pld <= high * (1 + PRV_WIDENING):
+        raise AccountingError(
+            f"Accountants disagree: PLD {pld:.6f} is outside PRV's [{low:.6f}, {high:.6f}]. No epsilon is reported."
+        )
+    return Verdict(pld=pld, prv_low=low, prv=middle, prv_high=high, rdp=rdp, unanswered=unanswered)
+
+
+def renyi_epsilon(history: History, *, delta: float) -> float:
+    """Return epsilon by Rényi differential privacy, an upper bound.
+
+    Source: Mironov et al. 2019, https://arxiv.org/abs/1908.10530, with the conversion of Canonne et al. 2020.
+    """
+    import dp_accounting
+
+    _check_delta(delta)
+    if not history:
+        return 0.0
+    with _quiet():
+        accountant = dp_accounting.rdp.RdpAccountant(RDP_ORDERS)
+        for event in merged(history):
+            gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+            sampled = dp_accounting.PoissonSampledDpEvent(float(event.sampling_rate), gaussian)
+            accountant.compose(sampled, event.steps)
+        return float(accountant.get_epsilon(delta))
+
+
+def prv_interval(history: History, *, delta: float) -> tuple[float, float, float]:
+    """Return lower bound, estimate and upper bound of epsilon by Opacus's PRV accountant.
+
+    Source: Gopi et al. 2021, https://arxiv.org/abs/2106.02848.
+    """
+    with _quiet():
+        from opacus.accountants import PRVAccountant
+
+        _check_delta(delta)
+        accountant = PRVAccountant()
+        accountant.history = [(e.noise_multiplier, float(e.sampling_rate), e.steps) for e in merged(history)]
+        distribution = accountant._get_dprv(eps_error=PRV_ERROR, delta_error=delta / 1000)  # noqa: SLF001 - its bounds
+        low, middle, high = distribution.compute_epsilon(delta, delta / 1000, PRV_ERROR)
+    return max(float(low), 0.0), float(middle), float(high)
+
+
+def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) -> float:
+    """Return a noise multiplier with which `shape` (its own is ignored) spends at most `target_epsilon`.
+
+    Guarantees:
+        `epsilon` of the result is at most the target, and the target's nine hundred and ninety-eight thousandths or more.
+
+    Raises:
+        AccountingError: when no noise multiplier up to a million is enough.
+
+    Args:
+        shape: sampling rate and number of steps.
+        target_epsilon: above 0.
+        delta: in [1e-10, 1).
+    """
+
+    def spent(noise_multiplier: float, grid: float) -> float:
+        return epsilon((_with_noise(shape, noise_multiplier),), delta=delta, grid=grid)
+
+    low, high = _bracket(spent, target_epsilon)
+    noise = _root(spent, low, high, target=target_epsilon, grid=COARSE, tolerance=2e-4)
+    if _is_close(spent(noise, FINE), target_epsilon):
+        return noise
+    return _root(spent, noise * 0.5, noise * 1.01, target=target_epsilon, grid=FINE, tolerance=1e-3)
+
+
+def _bracket(spent: Any, target: float) -> tuple[float, float]:
+    """Two noise multipliers, the lower of which spends too much and the higher not."""
+    high = 1.0
+    while spent(high, COARSE) > target:
+        high *= 2.0
+        if high > 1e6:  # noqa: PLR2004 - no such noise trains a model
+            raise AccountingError(f"No noise multiplier up to 1e6 reaches epsilon {target}. Raise epsilon or delta.")
+    low = high / 2.0
+    while spent(low, COARSE) <= target and low > 1e-3:  # noqa: PLR2004 - epsilon beyond use
+        low, high = low / 2.0, low
+    return low, high
+
+
+def _root(spent: Any, low: float, high: float, *, target: float, grid: float, tolerance: float) -> float:
+    """The noise multiplier, rounded up to six decimals, that spends at most `target` and nearly that.
+
+    Regula falsi on log epsilon against log noise, which is nearly a line (Illinois variant): four to six evaluations.
+    """
+    left, right = math.log(low), math.log(high)
+    f_left, f_right = (math.log(max(spent(math.exp(x), grid), 1e-12) / target) for x in (left, right))
+    side = 0
+    while not -tolerance <= f_right <= 0:
+        if f_left <= 0:
+            return math.ceil(math.exp(left) * 1e6) / 1e6
+        middle = right - (f_right + tolerance / 2) * (right - left) / (f_right - f_left)
+        middle = min(max(middle, left + 1e-3 * (right - left)), right - 1e-3 * (right - left))
+        f_middle = math.log(max(spent(math.exp(middle), grid), 1e-12) / target)
+        if f_middle > 0:
+            left, f_left = middle, f_middle
+            f_right, side = (f_right / 2 if side == 1 else f_right), 1
+        else:
+            right, f_right = middle, f_middle
+            f_left, side = (f_left / 2 if side == -1 else f_left), -1
+        if right - left < 1e-7:  # noqa: PLR2004 - the sixth decimal
+            break
+    return math.ceil(math.exp(right) * 1e6) / 1e6
+
+
+def _is_close(value: float, target: float) -> bool:
+    return 0.998 * target <= value <= target
+
+
+def _with_noise(shape: SampledGaussian, noise_multiplier: float) -> SampledGaussian:
+    return SampledGaussian(
+        noise_multiplier=noise_multiplier, sampling_rate=shape.sampling_rate, steps=shape.steps, unit=shape.unit
+    )
+
+
+@lru_cache(maxsize=64)
+def _one_step(noise_multiplier: float, sampling_rate: float, grid: float) -> Any:
+    """The privacy loss distribution of one step, pessimistic, add/remove (whose formulas are those of zero-out)."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    with _quiet():
+        return pld.from_gaussian_mechanism(
+            noise_multiplier,
+            sampling_prob=sampling_rate,
+            value_discretization_interval=grid,
+            use_connect_dots=True,
+        )
+
+
+def _check_delta(delta: float) -> None:
+    if not SMALLEST_DELTA <= delta < 1:
+        raise AccountingError(
+            f"delta: expected a number from {SMALLEST_DELTA} to below 1, got {delta}. Smaller ones drown in rounding."
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Accountants log each order that they leave out; that only loosens their bound."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

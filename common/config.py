@@ -1,0 +1,313 @@
+"""The scenario file: what a run is, as frozen records.
+
+    >>> from common.config import parse
+    >>> text = '[run]\\nname = "x"\\nrounds = 2\\n[data]\\ndataset = "digits"\\nclients = 4\\n[training]\\nbatch_size = 8'
+    >>> parse(text + '\\n[privacy]\\nunit = "none"').server.cohort
+    4
+
+What changes privacy (`[privacy]`, the sizes in `[training]`) is never in the same table as what changes speed
+(`[engine]`). Unknown keys are refused with the nearest known one; every default is filled in when the file is read, so
+that a run folder's `scenario.toml` says all of it.
+"""
+
+import difflib
+import math
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.accounting import SMALLEST_DELTA
+from common.errors import ScenarioError
+
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
+Activation = Literal["relu", "tanh"]
+Optimizer = Literal["sgd", "momentum", "adam"]
+
+
+class Table(BaseModel):
+    """A table of the file: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Run(Table):
+    """`[run]`: name, length and seed. The seed never reaches noise or private sampling."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    rounds: PositiveInt
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 7
+
+
+class Data(Table):
+    """`[data]`: a data set and how it is split among clients."""
+
+    dataset: Literal["digits", "mnist", "sms-spam"]
+    path: str = "data"
+    partition: Literal["iid", "dirichlet", "natural"] = "iid"
+    alpha: PositiveFloat = 0.5
+    clients: PositiveInt
+
+
+class Cnn(Table):
+    """`[model] name = "cnn"`: three 3x3 convolutions and two dense layers; it adapts to the images' size."""
+
+    name: Literal["cnn"]
+    activation: Activation = "tanh"
+    channels: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)] = (32, 64, 64)
+    dense: PositiveInt = 64
+    normalization: Literal["none", "group", "batch"] = "none"
+
+
+class CnnOpacus(Table):
+    """`[model] name = "cnn-opacus"`: the network of Opacus's MNIST example, for images of 28x28."""
+
+    name: Literal["cnn-opacus"]
+    activation: Activation = "relu"
+
+
+class Transformer(Table):
+    """`[model] name = "transformer"`: a text classifier over hashed words."""
+
+    name: Literal["transformer"]
+    activation: Activation = "relu"
+    d_model: PositiveInt = 100
+    heads: PositiveInt = 4
+    feed_forward: PositiveInt = 200
+    layers: PositiveInt = 2
+    dropout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.1
+    tokens: Annotated[int, Field(ge=2, le=4096, strict=True)] = 32
+    vocabulary: Annotated[int, Field(ge=16, le=2**20, strict=True)] = 2048
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % (2 * self.heads):
+            raise ValueError(f"d_model: expected a multiple of 2 x heads = {2 * self.heads}, got {self.d_model}")
+        return self
+
+
+Model = Annotated[Cnn | CnnOpacus | Transformer, Field(discriminator="name")]
+
+
+class Training(Table):
+    """`[training]`: what one client does in one round. Under unit `record`, batch_size is an expected size."""
+
+    batch_size: PositiveInt
+    local_steps: PositiveInt | None = None
+    local_epochs: PositiveInt | None = None
+    optimizer: Optimizer = "sgd"
+    learning_rate: PositiveFloat = 0.1
+    momentum: Momentum = 0.9
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.local_steps is not None and self.local_epochs is not None:
+            raise ValueError("local_steps: expected local_steps or local_epochs, got both; remove one")
+        return self
+
+
+class Server(Table):
+    """`[server]`: cohorts, the server optimiser, and when a round counts."""
+
+    cohort: PositiveInt
+    max_participations: PositiveInt
+    spare_rounds: Annotated[int, Field(ge=0, strict=True)] = 2
+    optimizer: Optimizer = "sgd"
+    learning_rate: PositiveFloat = 1.0
+    momentum: Momentum = 0.9
+    weighting: Literal["uniform", "records"] = "uniform"
+    min_replies: Annotated[int, Field(ge=0, strict=True)] = 1
+    round_timeout_s: PositiveFloat = 3600.0
+    evaluate_every: PositiveInt = 1
+
+
+class Privacy(Table):
+    """`[privacy]`: the unit, and either epsilon or the noise multiplier; the other follows."""
+
+    unit: Literal["record", "client", "none"] = "record"
+    epsilon: PositiveFloat | None = None
+    noise_multiplier: PositiveFloat | None = None
+    budget: PositiveFloat | None = None
+    delta: Annotated[float, Field(ge=SMALLEST_DELTA, lt=1, strict=True)] = 1e-5
+    max_grad_norm: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        given = [name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None]
+        if self.unit == "none" and (given or self.budget is not None):
+            raise ValueError(
+                f"{(given or ['budget'])[0]}: expected none of it with unit 'none'; remove it (--set privacy.{(given or ['budget'])[0]}=) "
+                f"or choose unit 'record' or 'client'"
+            )
+        if self.unit != "none" and len(given) != 1:
+            got = "both" if given else "neither"
+            raise ValueError(f"epsilon: expected epsilon or noise_multiplier, got {got}; give one, the other follows")
+        return self
+
+
+class Engine(Table):
+    """`[engine]`: what changes speed and nothing else."""
+
+    kind: Literal["auto", "sequential", "parallel"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: Annotated[int, Field(ge=0, strict=True)] = 0
+    physical_batch: PositiveInt = 256
+
+
+class Scenario(Table):
+    """A whole scenario file."""
+
+    run: Run
+    data: Data
+    model: Model
+    training: Training
+    server: Server
+    privacy: Privacy
+    engine: Engine = Engine()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, tables: Any) -> Any:
+        """Fill in the defaults that follow from other tables."""
+        if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+            return tables
+        tables = {"server": {}, "privacy": {}} | tables
+        tables["model"] = {"name": "cnn"} | tables.get("model", {})
+        clients, rounds = tables.get("data", {}).get("clients"), tables.get("run", {}).get("rounds")
+        server = {"cohort": clients or 1} | tables["server"]
+        cohort = server["cohort"]
+        known = all(isinstance(x, int) and x > 0 for x in (clients, rounds, cohort))
+        server = {"max_participations": math.ceil(rounds * cohort / clients) if known else 1} | server
+        if tables["privacy"].get("unit") == "client":
+            server = {"min_replies": 0} | server  # a Poisson cohort may be empty: noise is added all the same
+        privacy = tables["privacy"]
+        epsilon = privacy.get("epsilon")
+        if isinstance(epsilon, int | float) and epsilon > 0:
+            privacy = {"budget": epsilon} | privacy
+        training = tables.get("training")
+        if isinstance(training, dict) and not {"local_steps", "local_epochs"} & training.keys():
+            tables["training"] = training | {"local_epochs": 1}
+        return tables | {"server": server, "privacy": privacy}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        server, data, privacy = self.server, self.data, self.privacy
+        if server.cohort > data.clients:
+            raise ValueError(f"server.cohort: expected at most data.clients = {data.clients}, got {server.cohort}")
+        if self.run.rounds * server.cohort > server.max_participations * data.clients and privacy.unit != "client":
+            needed = math.ceil(self.run.rounds * server.cohort / data.clients)
+            raise ValueError(
+                f"server.max_participations: expected at least {needed} for {self.run.rounds} rounds of "
+                f"{server.cohort} of {data.clients} clients, got {server.max_participations}; raise it or lower rounds"
+            )
+        if server.min_replies > server.cohort:
+            raise ValueError(f"server.min_replies: expected at most the cohort {server.cohort}, got {server.min_replies}")
+        if privacy.unit == "client" and server.weighting != "uniform":
+            raise ValueError(
+                "server.weighting: expected 'uniform' with unit 'client', got 'records'; unequal weights break the "
+                "sensitivity that the noise is calibrated to"
+            )
+        if privacy.unit == "record" and isinstance(self.model, Cnn) and self.model.normalization == "batch":
+            raise ValueError(
+                "model.normalization: expected 'none' or 'group' with unit 'record', got 'batch'; batch normalisation "
+                "mixes the samples of a batch, so that no bound on one record's influence holds"
+            )
+        text = self.data.dataset == "sms-spam"
+        if text != isinstance(self.model, Transformer):
+            kind = "'transformer' for a text data set" if text else "'cnn' or 'cnn-opacus' for an image data set"
+            raise ValueError(f"model.name: expected {kind}, got '{self.model.name}'")
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Scenario:
+    """Read a scenario file, with `table.key=value` overrides, or raise ScenarioError."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: cannot be read ({error}). `discreet init` writes one to start from.") from error
+    return parse(text, name=str(path), overrides=overrides)
+
+
+def parse(text: str, *, name: str = "scenario", overrides: Sequence[str] = ()) -> Scenario:
+    """Read a scenario from its text, or raise ScenarioError with the name of the file, key, expected and got."""
+    try:
+        tables: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"{name}: not a TOML file: {error}.") from error
+    for override in overrides:
+        _override(tables, override)
+    try:
+        return Scenario.model_validate(tables)
+    except ValidationError as error:
+        raise ScenarioError(f"{name}: {_explain(error)}") from error
+
+
+def dump(scenario: Scenario) -> str:
+    """Write a scenario as a TOML file in which every default is filled in; `parse` brings it back equal."""
+    return tomli_w.dumps(scenario.model_dump(mode="json", exclude_none=True))
+
+
+def _override(tables: dict[str, Any], override: str) -> None:
+    """Put one `table.key=value` into the tables; the value is TOML, or else a plain text; none removes the key."""
+    key, equals, value = override.partition("=")
+    table, dot, name = key.strip().partition(".")
+    if not (equals and dot and table and name):
+        raise ScenarioError(f"--set: expected table.key=value, for example server.cohort=50, got '{override}'.")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    section = tables.setdefault(table, {})
+    if not isinstance(section, dict):
+        raise ScenarioError(f"--set: '{table}' is no table of the scenario, got '{override}'.")
+    if value.strip():
+        section[name] = parsed
+    else:
+        section.pop(name, None)
+
+
+_TABLES: dict[str, tuple[type[Table], ...]] = {
+    "run": (Run,), "data": (Data,), "model": (Cnn, CnnOpacus, Transformer), "training": (Training,),
+    "server": (Server,), "privacy": (Privacy,), "engine": (Engine,),
+}  # fmt: skip
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in one sentence, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    place = [str(part) for part in first["loc"]]
+    if place[:1] == ["model"]:
+        del place[1:2]  # pydantic names the variant: model, cnn, key
+    key = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        sentence = f"{key}: unknown key; {_nearest(place)}"
+    elif first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        sentence = f"{key}.{message}" if key else message
+    elif first["type"] == "union_tag_invalid":
+        sentence = f"model.name: expected {first['ctx']['expected_tags']}, got '{first['ctx']['tag']}'"
+    elif first["type"] == "missing":
+        sentence = f"{key}: expected a value, got none; add it"
+    else:
+        expected = first["msg"].replace("Input should be ", "").replace("Input", "").strip()
+        sentence = f"{key}: expected {expected}, got {first['input']!r}"
+    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
+    return f"{sentence}.{more}"
+
+
+def _nearest(place: list[str]) -> str:
+    if len(place) == 1:
+        known = list(_TABLES)
+    else:
+        known = sorted({name for table in _TABLES.get(place[0], ()) for name in table.model_fields})
+    close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+    prefix = ".".join(place[:-1])
+    if close:
+        return f"did you mean {prefix + '.' if prefix else ''}{close[0]}"
+    return f"known keys are {', '.join(known)}"

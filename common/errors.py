@@ -1,0 +1,68 @@
+"""The errors of Discreet.
+
+    DiscreetError                exit code 1: failed, refused or not verified
+    ├── BadInputError            exit code 2: the user's input; nothing was written
+    │   ├── ScenarioError        a scenario file or an override
+    │   ├── DataMissingError     a data set that is not where it was expected
+    │   └── ModelRefusedError    a model that cannot be trained privately
+    ├── AccountingError          accountants that disagree, or cannot answer
+    ├── PlanRefusedError         a plan that spends more than the budget allows
+    ├── WireError                a malformed message from the other side
+    ├── RefusedError             an order that this client will not carry out
+    └── RunFailedError           a run that stopped; its folder can be resumed
+
+A message gives what was expected, what was got, and what to do. No message holds private data.
+"""
+
+from common.messages import Refusal
+
+
+class DiscreetError(Exception):
+    """Anything that Discreet raises on purpose."""
+
+    exit_code = 1
+
+
+class BadInputError(DiscreetError):
+    """What the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class ScenarioError(BadInputError):
+    """A scenario file or an override is wrong."""
+
+
+class DataMissingError(BadInputError):
+    """A data set is not where it was expected, or is not what it should be."""
+
+
+class ModelRefusedError(BadInputError):
+    """A model mixes samples or keeps buffers, so that its training cannot be private."""
+
+
+class AccountingError(DiscreetError):
+    """The accountants disagree or cannot answer: no epsilon is reported."""
+
+
+class PlanRefusedError(DiscreetError):
+    """The plan would spend more than the budget allows."""
+
+
+class WireError(DiscreetError):
+    """A message from outside is malformed."""
+
+
+class RunFailedError(DiscreetError):
+    """The run stopped before its end. Its last checkpoint is whole."""
+
+
+class RefusedError(DiscreetError):
+    """This client does not carry out the order.
+
+    Only `word` leaves the client; the text of the error stays in the owner's log.
+    """
+
+    def __init__(self, word: Refusal, detail: str = "") -> None:
+        super().__init__(f"{word.value}: {detail}" if detail else word.value)
+        self.word = word

@@ -1,0 +1,30 @@
+"""What is publicly known of each data set before any of it is read: shapes, classes, how many records.
+
+The plan is made from these declared constants; a data set that turns out otherwise is refused.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """The public facts of a data set.
+
+    Args:
+        image_shape: channels, height, width; None for text.
+        classes: how many labels.
+        train_records: records to be split among clients, after duplicates were dropped and the public test set taken.
+        positive: the class that F1 and AUC are about, for two classes.
+    """
+
+    image_shape: tuple[int, int, int] | None
+    classes: int
+    train_records: int
+    positive: int | None = None
+
+
+TASKS = {
+    "digits": Task(image_shape=(1, 8, 8), classes=10, train_records=1437),
+    "mnist": Task(image_shape=(1, 28, 28), classes=10, train_records=60_000),
+    "sms-spam": Task(image_shape=None, classes=2, train_records=4136, positive=1),
+}

@@ -1,0 +1,55 @@
+"""The Flower app of the coordinator.
+
+What it needs comes as run config, flat text values:
+
+    scenario     the scenario's text
+    run-folder   a folder of the coordinator's that holds plan.json; results and checkpoints go there
+    shards       the folder of the public test set
+"""
+
+from contextlib import closing
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from common import flat
+from common.config import Scenario, parse
+from common.models.registry import build
+from common.plan import from_json_text
+from common.shards import open_test
+from common.tasks import TASKS
+from server.evaluation import Evaluator
+from server.global_model import GlobalModel
+from server.run_folder import RunFolder
+from server.strategy import PrivateAveraging
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a scenario, or what is left of it, and write the final model into the run folder."""
+    scenario = parse(str(context.run_config["scenario"]))
+    with closing(RunFolder(Path(str(context.run_config["run-folder"])))) as folder:
+        plan = from_json_text((folder.path / "plan.json").read_text())
+        model = build(scenario.model, TASKS[scenario.data.dataset], seed=scenario.run.seed)
+        strategy = PrivateAveraging(
+            scenario=scenario,
+            plan=plan,
+            model=(weights := GlobalModel(flat.flatten(model), scenario.server)),
+            folder=folder,
+            evaluator=Evaluator(scenario, open_test(Path(str(context.run_config["shards"])))),
+        )
+        strategy.start(
+            grid, ArrayRecord(), num_rounds=scenario.run.rounds, timeout=scenario.server.round_timeout_s
+        )
+        flat.load(model, weights.weights_P)
+        _save(folder, model, scenario)
+
+
+def _save(folder: RunFolder, model: torch.nn.Module, scenario: Scenario) -> None:
+    named = {name: value.detach().contiguous() for name, value in model.named_parameters()}
+    description = {"model": scenario.model.model_dump_json(), "dataset": scenario.data.dataset}
+    folder.save_model(named, description)

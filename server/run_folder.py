@@ -1,0 +1,144 @@
+"""The folder of a run: what it is, how far it came, and what it reached.
+
+    scenario.toml  plan.json     written once, before training
+    rounds.csv                   a line a round
+    checkpoint/attempts.txt      a line a round begun, durable before anybody is asked
+    checkpoint/state.safetensors weights, optimiser and round, replaced whole after every round
+    model.safetensors            the final weights by name
+
+A full disk or a kill leaves the last checkpoint whole; `rounds.csv` is cut back to it when the run resumes.
+"""
+
+import csv
+import fcntl
+import io
+import os
+from collections import Counter
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.errors import RunFailedError
+from common.files import write_whole, write_whole_with
+from server.observer import RoundRecord
+
+COLUMNS = ("round", "cohort", "replies", "refused", "accuracy", "loss", "epsilon_max", "seconds")
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Take hold of an existing folder, or raise RunFailedError when another process has it."""
+        self.path = path
+        self._checkpoint = path / "checkpoint"
+        self._checkpoint.mkdir(exist_ok=True)
+        self._lock = os.open(self._checkpoint / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise RunFailedError(f"{path}: another process is running this run. Wait for it, or stop it.") from error
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        os.close(self._lock)
+
+    def begin(self, round_number: int) -> int:
+        """Note durably that a round begins, and return which attempt at it this is."""
+        attempt = self.attempts()[round_number] + 1
+        with _guard(self.path), (self._checkpoint / "attempts.txt").open("a") as file:
+            file.write(f"{round_number}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return attempt
+
+    def attempts(self) -> Counter[int]:
+        """Return how often each round was begun."""
+        path = self._checkpoint / "attempts.txt"
+        return Counter(int(line) for line in path.read_text().split()) if path.exists() else Counter()
+
+    def save(self, round_number: int, state: dict[str, Tensor]) -> None:
+        """Replace the checkpoint, or raise RunFailedError with the old one whole."""
+        with _guard(self.path):
+            write_whole_with(
+                self._checkpoint / "state.safetensors",
+                lambda path: save_file(state, path, metadata={"round": str(round_number)}),
+            )
+
+    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+        """Return round and state of the checkpoint, or None before the first."""
+        path = self._checkpoint / "state.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                round_number = int((file.metadata() or {})["round"])
+            return round_number, load_file(path)
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise RunFailedError(f"{path}: the checkpoint does not read ({error}). Start a new run.") from error
+
+    def save_model(self, named: dict[str, Tensor], description: dict[str, str]) -> None:
+        """Write the final weights by name."""
+        with _guard(self.path):
+            write_whole_with(self.path / "model.safetensors", lambda path: save_file(named, path, metadata=description))
+
+    def write(self, name: str, text: str) -> None:
+        """Write a small file whole."""
+        with _guard(self.path):
+            write_whole(self.path / name, text)
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Add a line to rounds.csv."""
+        path = self.path / "rounds.csv"
+        line = io.StringIO()
+        writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
+        if not path.exists():
+            writer.writeheader()
+        writer.writerow(_row(record))
+        with _guard(self.path), path.open("a") as file:
+            file.write(line.getvalue())
+
+    def cut_rounds(self, last: int) -> None:
+        """Drop lines of rounds.csv after round `last`, and a line that a crash left without its end."""
+        path = self.path / "rounds.csv"
+        if path.exists():
+            header, *lines = path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= last]
+            self.write("rounds.csv", "".join([header, *kept]))
+
+
+def _row(record: RoundRecord) -> dict[str, object]:
+    return {
+        "round": record.round,
+        "cohort": record.cohort,
+        "replies": record.replies,
+        "refused": len(record.refused),
+        "accuracy": _number(record.metrics.get("accuracy")),
+        "loss": _number(record.metrics.get("loss")),
+        "epsilon_max": _number(record.epsilon_max),
+        "seconds": f"{record.seconds:.3f}",
+    }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+class _guard:  # noqa: N801 - reads as a statement
+    """Turn an OSError of the disk into RunFailedError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError | SafetensorError):
+            raise RunFailedError(
+                f"{self._path}: cannot be written ({error}). The last checkpoint is whole; make room and continue with "
+                f"--resume {self._path}."
+            ) from error

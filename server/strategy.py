@@ -1,0 +1,307 @@
+"""The rounds: a Flower strategy whose loop can be stopped anywhere and taken up again.
+
+Shapes: P is the number of parameters.
+
+    begin (durable) -> cohort -> charge -> orders -> replies, one by one -> check -> ordered sum -> (noise) -> step
+                    -> evaluate -> rounds.csv -> checkpoint
+
+Only messages of Flower's kind go through the `Grid`, so that the same strategy runs in process, on Ray and on a
+SuperLink.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from common.config import Scenario
+from common.entropy import Entropy
+from common.errors import RunFailedError, WireError
+from common.event_log import Entry, EventLog
+from common.messages import FloatArray, Order, Refusal
+from common.plan import POPULATION, Plan
+from common.wire import Frame, Scalar, decode_report, encode_order
+from server.aggregation import OrderedSum
+from server.cohorts import Clients, poisson_cohort, schedule
+from server.evaluation import Evaluator
+from server.global_model import GlobalModel, float32, noised
+from server.observer import RoundRecord, observer
+from server.replies import ReplyRefusedError, checked_update
+from server.run_folder import RunFolder
+from server.spending import Spending
+
+log = logging.getLogger("discreet.server")
+
+_EMPTY = np.zeros(0, np.float32)
+_WORDS = {refusal.value for refusal in Refusal}
+
+POLL_S = 0.05
+HEADER_BYTES = 1024  # of a serialised array
+
+
+class PrivateAveraging(Strategy):
+    """Federated averaging of private updates, with checkpoints.
+
+    Guarantees:
+        After a kill at any point, `start` continues with the round that was lost. Without privacy the result is
+        bit-equal to an unbroken run; with it the lost round is charged and attempted again.
+        A reply that fails a check is not used, its sender is named, and the others count.
+        A round in which fewer than `min_replies` replies are good, or none came by the deadline, changes nothing.
+        For unit `client` the charge is on disk before anybody is asked, and noise is added to an empty cohort too.
+    """
+
+    def __init__(
+        self, *, scenario: Scenario, plan: Plan, model: GlobalModel, folder: RunFolder, evaluator: Evaluator
+    ) -> None:
+        self._scenario, self._plan, self._model = scenario, plan, model
+        self._folder, self._evaluator = folder, evaluator
+        self._schedule = schedule(scenario)
+        self._spending = Spending(plan)
+        self._observer = observer.get()
+        self._nodes: list[int] = []
+        self._cohort: Clients = np.arange(0)
+        self._attempt = 1
+        self._refused: list[tuple[int, str]] = []
+        self._replies = 0
+
+    def start(  # noqa: D417 - the arguments are Flower's
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run all rounds that are not done yet; RunFailedError when too few replies came and no spare is left.
+
+        Args:
+            grid: the way to the clients.
+            initial_arrays: the weights to start from; replaced by the checkpoint's where there is one.
+            num_rounds: how many rounds the run has in all.
+            timeout: seconds to wait for a round's replies.
+        """
+        del train_config, evaluate_config, evaluate_fn  # a scenario says all of it
+        self._nodes = sorted(grid.get_node_ids())
+        if len(self._nodes) < self._scenario.data.clients:
+            raise RunFailedError(
+                f"Expected {self._scenario.data.clients} nodes, got {len(self._nodes)}. Start the missing ones."
+            )
+        done = self._resume()
+        self._observer.run_started(rounds=num_rounds, done=done)
+        result = Result(arrays=initial_arrays)
+        with ExitStack() as stack:
+            events = None
+            if self._plan.unit == "client":  # the coordinator keeps the one account; else the clients keep theirs
+                events = EventLog(self._folder.path / "events.jsonl")
+                stack.callback(events.close)
+            for number in range(done + 1, num_rounds + 1):
+                record = self._round(grid, number, timeout_s=timeout, events=events)
+                result.arrays = self._arrays()
+                if record.metrics:
+                    result.evaluate_metrics_serverapp[number] = MetricRecord(dict(record.metrics))
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Yield one order for each client of the cohort; all share one array, each has a record of its own."""
+        del config, grid
+        for client in self._cohort.tolist():
+            scalars = encode_order(self._order(server_round, client)).scalars
+            content = RecordDict({"arrays": arrays, "order": ConfigRecord(dict(scalars))})
+            yield Message(
+                content=content,
+                dst_node_id=self._nodes[client],
+                message_type=MessageType.TRAIN,
+                ttl=self._scenario.server.round_timeout_s,
+                group_id=str(server_round),
+            )
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add up the good replies as they come, then move the model; None where too few were good."""
+        size = len(self._model.weights_P)
+        weights = None
+        if self._scenario.server.weighting == "records":
+            weights = {client: float(self._plan.records[client]) for client in self._cohort.tolist()}
+        total = OrderedSum(self._cohort.tolist(), size=size, weights=weights)
+        client_of = {node: client for client, node in enumerate(self._nodes)}
+        self._refused, self._replies = [], 0
+        missing = set(self._cohort.tolist())
+        for reply in replies:
+            client = client_of.get(reply.metadata.src_node_id, -1)
+            if client not in missing:
+                log.warning("round %d: an answer that nobody was asked for", server_round)
+                continue
+            missing.remove(client)
+            try:
+                total.add(client, self._update(reply, server_round, client, size))
+                self._replies += 1
+            except ReplyRefusedError as error:
+                log.warning("round %d: client %d: %s", server_round, client, error)
+                self._refused.append((client, str(error)))
+                total.skip(client)
+            self._observer.client_done()
+        self._refused += [(client, Refusal.NO_ANSWER.value) for client in sorted(missing)]
+        if self._replies < self._scenario.server.min_replies:
+            return None, None
+        sum_P = total.result()
+        if self._plan.unit == "client":
+            account = self._plan.accounts[0]
+            sum_P = noised(
+                sum_P,
+                noise_multiplier=account.event.noise_multiplier,
+                max_norm=self._plan.max_grad_norm,
+                entropy=Entropy(),
+            )
+            self._model.step(sum_P / float(account.event.sampling_rate * len(self._plan.records)))
+        elif total.total_weight:
+            self._model.step(sum_P / total.total_weight)
+        return self._arrays(), MetricRecord({"replies": self._replies})
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask nobody: metrics on private data are withheld; the public test set is at the server."""
+        del server_round, arrays, config, grid
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return nothing: see `configure_evaluate`."""
+        del server_round, replies
+        return None
+
+    def summary(self) -> None:
+        """Log what this strategy does."""
+        log.info("unit %s, %d clients, cohort %d", self._plan.unit, len(self._plan.records), self._scenario.server.cohort)
+
+    def _resume(self) -> int:
+        """Take up the checkpoint, count what was charged before, and return how many rounds are done."""
+        saved = self._folder.load()
+        done = 0 if saved is None else saved[0]
+        if saved is not None:
+            self._model.restore(saved[1])
+        self._folder.cut_rounds(done)
+        for number, times in self._folder.attempts().items():
+            self._spending.charge(self._schedule[number - 1], times=times)
+        return done
+
+    def _round(self, grid: Grid, number: int, *, timeout_s: float, events: EventLog | None) -> RoundRecord:
+        """Attempt a round until enough replies came, checkpoint it, and return its record."""
+        started = time.monotonic()
+        private = self._plan.unit != "none"
+        before = self._folder.attempts().total() - (number - 1) if private else 0
+        for lost in itertools.count(before):
+            if lost > self._scenario.server.spare_rounds:
+                raise RunFailedError(
+                    f"Round {number}: {lost} rounds were lost so far and server.spare_rounds is "
+                    f"{self._scenario.server.spare_rounds}. Refused: {_few(self._refused)}. Start a new run with more."
+                )
+            if self._attempted(grid, number, timeout_s=timeout_s, events=events):
+                break
+            log.warning("round %d: %d replies, %s needed", number, self._replies, self._scenario.server.min_replies)
+        is_last = number == self._scenario.run.rounds
+        is_evaluated = is_last or number % self._scenario.server.evaluate_every == 0
+        record = RoundRecord(
+            round=number,
+            attempt=self._attempt,
+            cohort=len(self._cohort),
+            replies=self._replies,
+            refused=tuple(self._refused),
+            metrics=self._evaluator.measure(self._model.weights_P) if is_evaluated else {},
+            epsilon_max=self._spending.epsilon_max() if is_evaluated else None,
+            seconds=time.monotonic() - started,
+        )
+        self._folder.append_round(record)
+        self._folder.save(number, self._model.state())
+        self._observer.round_done(record)
+        return record
+
+    def _attempted(self, grid: Grid, number: int, *, timeout_s: float, events: EventLog | None) -> bool:
+        """Attempt a round once; whether enough good replies came."""
+        self._attempt = self._folder.begin(number)
+        if self._plan.unit == "client":
+            self._cohort = poisson_cohort(self._plan, Entropy())
+        else:
+            self._cohort = self._schedule[number - 1]
+        if events is not None:
+            events.append([self._charge(number)])
+        self._spending.charge(self._cohort)
+        self._observer.round_started(round_number=number, cohort=len(self._cohort))
+        messages = self.configure_train(number, self._arrays(), ConfigRecord(), grid)
+        arrays, _ = self.aggregate_train(number, _replies(grid, messages, timeout_s=timeout_s))
+        return arrays is not None
+
+    def _charge(self, number: int) -> Entry:
+        event = self._plan.accounts[0].event
+        return Entry(run=self._plan.run, round=number, attempt=self._attempt, account=POPULATION, event=event)
+
+    def _order(self, number: int, client: int) -> Order:
+        return Order(
+            run=self._plan.run,
+            round=number,
+            attempt=self._attempt,
+            client=client,
+            weights_P=_EMPTY,  # travels once, in the array that all orders share
+            mechanism=self._plan.mechanism(client),
+            max_update_norm=self._plan.max_grad_norm if self._plan.unit == "client" else None,
+        )
+
+    def _arrays(self) -> ArrayRecord:
+        return ArrayRecord({"weights": Array(float32(self._model.weights_P))})
+
+    def _update(self, reply: Message, number: int, client: int, size: int) -> FloatArray:
+        """The update in a reply, or ReplyRefusedError with one word; nothing large is read before its size is known."""
+        if reply.has_error():
+            raise ReplyRefusedError(_word(reply.error.reason))
+        try:
+            array = reply.content.array_records["arrays"]["update"]
+            scalars = cast(dict[str, Scalar], dict(reply.content.config_records["report"]))
+            if array.dtype != "float32" or array.shape != (size,) or len(array.data) > 4 * size + HEADER_BYTES:
+                raise ReplyRefusedError("wrong-size")
+            report = decode_report(Frame(scalars=scalars, array=array.numpy()))
+        except (WireError, KeyError, ValueError, TypeError, EOFError) as error:
+            raise ReplyRefusedError("malformed") from error
+        return checked_update(
+            report,
+            run=self._plan.run,
+            round_number=number,
+            attempt=self._attempt,
+            client=client,
+            size=size,
+            max_norm=self._plan.max_grad_norm if self._plan.unit == "client" else None,
+        )
+
+
+def _replies(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[Message]:
+    """Send orders and yield the answers as they come, until all came or the deadline is over."""
+    deadline = time.monotonic() + timeout_s
+    waiting = set(grid.push_messages(messages))
+    while waiting and time.monotonic() < deadline:
+        came = list(grid.pull_messages(waiting))
+        for reply in came:
+            waiting.discard(reply.metadata.reply_to_message_id)
+            yield reply
+        if not came:
+            time.sleep(POLL_S)
+
+
+def _word(reason: str | None) -> str:
+    """A client's word for its failure; anything outside the vocabulary is just a failure."""
+    return reason if reason in _WORDS else Refusal.FAILED.value
+
+
+def _few(refused: list[tuple[int, str]]) -> str:
+    """The first few refusals, for a message."""
+    named = ", ".join(f"client {client}: {word}" for client, word in refused[:3])
+    return named + (f" and {len(refused) - 3} more" if len(refused) > 3 else "") if refused else "nobody"  # noqa: PLR2004

@@ -1,0 +1,142 @@
+"""Data sets: what is trained on, and the public test set.
+
+Shapes: N records, C channels, H height, W width, T tokens.
+
+Images are scaled with public constants, texts are hashed; nothing is learnt from the records.
+"""
+
+import gzip
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from common.config import Scenario, Transformer
+from common.errors import DataMissingError
+from common.shards import Shard
+from common.tasks import TASKS
+from common.text import tokenize
+
+TEST_SHARE = 0.2
+SPLIT_SEED = 0  # the public test set is the same in every run
+
+MNIST_FILES = {
+    "train_images": "train-images-idx3-ubyte.gz",
+    "train_labels": "train-labels-idx1-ubyte.gz",
+    "test_images": "t10k-images-idx3-ubyte.gz",
+    "test_labels": "t10k-labels-idx1-ubyte.gz",
+}
+WRITERS_FILE = "qmnist-train-labels-idx2-int.gz"
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081  # public constants of the example programs of PyTorch and Opacus
+WRITER_COLUMN = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Records to split, the public test set, and who each record belongs to by nature, if that is known."""
+
+    train: Shard
+    test: Shard
+    owner_N: npt.NDArray[np.int64] | None = None
+
+
+def load(scenario: Scenario) -> Dataset:
+    """Read a scenario's data set; DataMissingError names the file that is not there, or what is not as declared."""
+    name = scenario.data.dataset
+    if name == "digits":
+        dataset = _digits()
+    elif name == "mnist":
+        dataset = _mnist(scenario)
+    else:
+        dataset = _sms_spam(scenario)
+    declared, found = TASKS[name].train_records, len(dataset.train)
+    if declared != found:
+        raise DataMissingError(
+            f"{name}: expected {declared} training records, the declared number that the plan counts on, got {found}. "
+            f"Is this another version of the data set?"
+        )
+    return dataset
+
+
+def folder(scenario: Scenario) -> Path:
+    """Return where data sets that are files are expected: DISCREET_DATA, or the scenario's `data.path`."""
+    return Path(os.environ.get("DISCREET_DATA") or scenario.data.path)
+
+
+def _file(scenario: Scenario, *parts: str) -> Path:
+    path = folder(scenario).joinpath(*parts)
+    if not path.is_file():
+        raise DataMissingError(
+            f"{scenario.data.dataset}: expected the file {path}, got none. Put it there, set data.path, or name the "
+            f"folder of your data sets in the environment variable DISCREET_DATA."
+        )
+    return path
+
+
+def _digits() -> Dataset:
+    """8x8 grey digits, 1,797, which come with scikit-learn (Alpaydin and Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    features = (bunch.images[:, None] / 16.0).astype(np.float32)
+    return _split(features, bunch.target.astype(np.int64))
+
+
+def _mnist(scenario: Scenario) -> Dataset:
+    """28x28 grey digits, 60,000 and 10,000 (LeCun et al. 1998); writers from QMNIST (Yadav and Bottou 2019)."""
+    paths = {name: _file(scenario, "mnist", file) for name, file in MNIST_FILES.items()}
+    owners = None
+    if scenario.data.partition == "natural":
+        table = _idx(_file(scenario, "mnist-writers", WRITERS_FILE), dtype=">i4")
+        owners = table[:, WRITER_COLUMN].astype(np.int64)
+    arrays = {name: _idx(path, dtype="u1") for name, path in paths.items()}
+    train, test = (
+        Shard(features_ND=_scaled(arrays[f"{part}_images"]), labels_N=arrays[f"{part}_labels"].astype(np.int64))
+        for part in ("train", "test")
+    )
+    return Dataset(train=train, test=test, owner_N=owners)
+
+
+def _scaled(images_NHW: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    scaled: npt.NDArray[np.float32] = images_NHW[:, None].astype(np.float32)
+    scaled /= 255 * MNIST_STD
+    scaled -= MNIST_MEAN / MNIST_STD
+    return scaled
+
+
+def _sms_spam(scenario: Scenario) -> Dataset:
+    """5,574 short messages, 5,171 distinct (Almeida et al. 2011); duplicates are dropped before the split."""
+    if not isinstance(scenario.model, Transformer):
+        raise TypeError("the scenario was checked")  # config._fits_together
+    path = _file(scenario, "sms-spam", "SMSSpamCollection")
+    rows = dict.fromkeys(path.read_text(encoding="utf-8").splitlines())
+    pairs = {text: label for label, _, text in (row.partition("\t") for row in rows)}
+    tokens = tokenize(list(pairs), length=scenario.model.tokens, vocabulary=scenario.model.vocabulary)
+    labels = np.array([label == "spam" for label in pairs.values()], dtype=np.int64)
+    return _split(tokens, labels)
+
+
+def _split(features: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> Dataset:
+    """Set a fifth aside as public test set, the same share of each class."""
+    from sklearn.model_selection import train_test_split
+
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=labels
+    )
+    return Dataset(
+        train=Shard(features_ND=features[train], labels_N=labels[train]),
+        test=Shard(features_ND=features[test], labels_N=labels[test]),
+    )
+
+
+def _idx(path: Path, *, dtype: str) -> npt.NDArray[Any]:
+    """Read an idx file: two zero bytes, type, number of dimensions, dimensions as big-endian int32, then the data."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+        shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
+        return np.frombuffer(data, dtype, offset=4 + 4 * data[3]).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise DataMissingError(f"{path}: expected a gzipped idx file, got one that does not read: {error}.") from error

@@ -1,0 +1,225 @@
+"""The in-process grid: Flower's `Grid`, with the clients in this process or in worker processes.
+
+It calls the very apps that a deployment runs, with no server and no Ray. Messages are answered one by one and in the
+order of the clients as far as workers allow; nothing holds a cohort's arrays. Charges are made here, all of a round in
+one durable write before the first client trains; the client app finds its reservation in its own state.
+
+    grid = InProcessGrid(clients=3, executor=Sequential("client.app:app", run_config), node_config=node_config)
+    replies = grid.send_and_receive(messages)
+"""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import REFUSED, order_in, reservation
+from client.budget import Budget
+from common.errors import WireError
+from common.messages import Refusal
+
+POLL_S = 0.2
+RUN_ID = 1
+
+
+def identify() -> None:
+    """Tell Flower who this process is, without which it makes no message."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 0, 0
+
+
+class Executor(Protocol):
+    """Where a client's app is called."""
+
+    def has_room(self) -> bool:
+        """Whether another message can be submitted now."""
+
+    def submit(self, message: Message, node_config: UserConfig, state: RecordDict) -> None:
+        """Take a message to be answered."""
+
+    def answers(self, timeout_s: float) -> list[Message]:
+        """Return the answers that are there, after waiting for at most `timeout_s` for the first."""
+
+    def close(self) -> None:
+        """Stop, and free what is held."""
+
+
+class Sequential:
+    """Calls the app here, one message after the other."""
+
+    def __init__(self, app: str, run_config: UserConfig) -> None:
+        self._app, self._run_config = load_app(app), run_config
+        self._task: tuple[Message, Context] | None = None
+
+    def has_room(self) -> bool:
+        """Whether another message can be submitted now."""
+        return self._task is None
+
+    def submit(self, message: Message, node_config: UserConfig, state: RecordDict) -> None:
+        """Take a message to be answered."""
+        context = Context(RUN_ID, message.metadata.dst_node_id, node_config, state, self._run_config)
+        self._task = (message, context)
+
+    def answers(self, timeout_s: float) -> list[Message]:
+        """Answer the message that was submitted."""
+        del timeout_s
+        if self._task is None:
+            return []
+        message, context = self._task
+        self._task = None
+        return [call(self._app, message, context)]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def load_app(name: str) -> ClientApp:
+    """Import an app by `module:attribute`."""
+    module, _, attribute = name.partition(":")
+    app = getattr(import_module(module), attribute)
+    if not isinstance(app, ClientApp):
+        raise TypeError(f"{name}: expected a ClientApp, got {type(app).__name__}")
+    return app
+
+
+def call(app: ClientApp, message: Message, context: Context) -> Message:
+    """Return the app's answer, or an error with a fixed word: the text of an exception stays here."""
+    try:
+        return app(message, context)
+    except Exception:  # noqa: BLE001 - whatever a foreign app raises is an error reply, as in a deployment
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, Refusal.FAILED.value), reply_to=message)
+
+
+class InProcessGrid(Grid):
+    """A grid of virtual clients, whose node ids are 1 to `clients`.
+
+    Guarantees:
+        Each message has a record of its own when it reaches a client, also where a strategy reuses one for all.
+        With a budget, no app is called for an order that is not charged.
+        A message whose time to live is over before a client took it is dropped.
+    """
+
+    def __init__(
+        self,
+        *,
+        clients: int,
+        executor: Executor,
+        node_config: Callable[[int], UserConfig],
+        budget: Budget | None = None,
+    ) -> None:
+        """Connect `clients` clients, whose configuration is `node_config(client)`."""
+        identify()
+        self._clients, self._executor = clients, executor
+        self._node_config, self._budget = node_config, budget
+        self._numbers = itertools.count(1)
+        self._queue: deque[tuple[Message, RecordDict]] = deque()
+        self._done: deque[Message] = deque()
+        self._run: Run | None = None
+
+    def set_run(self, run: Run) -> None:
+        """Note the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that was set."""
+        if self._run is None:
+            raise RuntimeError("no run was set")
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return 1 to the number of clients."""
+        return range(1, self._clients + 1)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Charge what is to be charged, then queue the messages; return their ids."""
+        pushed = [self._own(message) for message in messages]
+        for message, answer in zip(pushed, self._charged(pushed), strict=True):
+            if isinstance(answer, Refusal):
+                self._done.append(Message(Error(REFUSED, answer.value), reply_to=message))
+            else:
+                self._queue.append((message, answer))
+        return [message.metadata.message_id for message in pushed]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the answers to these messages that are there, after a short wait for the first."""
+        wanted = message_ids if isinstance(message_ids, Collection) else set(message_ids)
+        self._dispatch()
+        if not self._done:
+            self._done.extend(self._executor.answers(POLL_S))
+            self._dispatch()
+        came = [message for message in self._done if message.metadata.reply_to_message_id in wanted]
+        self._done.clear()  # what nobody waits for any more came too late
+        return came
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push messages and return all answers that come within `timeout` seconds."""
+        deadline = time.monotonic() + (timeout if timeout is not None else float("inf"))
+        waiting = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while waiting and time.monotonic() < deadline:
+            for reply in self.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                replies.append(reply)
+        return replies
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._executor.close()
+
+    def _own(self, message: Message) -> Message:
+        """Give a message an id and a record of its own; arrays are immutable and stay shared."""
+        content = RecordDict(
+            {
+                name: ConfigRecord(dict(record)) if isinstance(record, ConfigRecord) else record
+                for name, record in message.content.items()
+            }
+        )
+        own = Message(
+            content,
+            message.metadata.dst_node_id,
+            message.metadata.message_type,
+            ttl=message.metadata.ttl,
+            group_id=message.metadata.group_id,
+        )
+        own.metadata.__dict__["_message_id"] = str(next(self._numbers))
+        return own
+
+    def _charged(self, messages: Sequence[Message]) -> list[RecordDict | Refusal]:
+        """For each message the state that its client finds, or why it is not asked."""
+        if self._budget is None:
+            return [RecordDict() for _ in messages]
+        orders = []
+        for message in messages:
+            try:
+                orders.append(order_in(message, weights_P=np.zeros(0, np.float32)))
+            except (WireError, KeyError) as error:
+                raise WireError(f"A message under a budget carries no order: {error}.") from error
+        answers = self._budget.reserve(orders)
+        return [
+            refusal if refusal is not None else RecordDict({"reservation": reservation(order)})
+            for order, refusal in zip(orders, answers, strict=True)
+        ]
+
+    def _dispatch(self) -> None:
+        """Hand messages to the executor as long as it has room."""
+        while self._queue and self._executor.has_room():
+            message, state = self._queue.popleft()
+            if time.time() < message.metadata.created_at + message.metadata.ttl:
+                client = message.metadata.dst_node_id - 1
+                self._executor.submit(message, self._node_config(client), state)

@@ -1,0 +1,272 @@
+"""A whole run on this machine: data, plan, folder, grid, server app, figures.
+
+The order matters: everything that can be refused is refused before the run folder exists, and the plan is made from
+declared numbers before any record is read.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from flwr.app import Context, RecordDict, UserConfig
+
+from client.budget import Budget, account_name
+from common import accounting
+from common.config import Scenario, dump, load
+from common.errors import BadInputError, RunFailedError, ScenarioError
+from common.event_log import EventLog, read_entries
+from common.files import write_whole
+from common.plan import POPULATION, Plan, from_json_text, make_plan, to_json
+from common.shards import write_shards
+from server.observer import Observer, RoundRecord, observer
+from simulations import datasets
+from simulations.grid import RUN_ID, Executor, InProcessGrid, Sequential
+from simulations.partition import declared_records, split
+
+CLIENT_APP = "client.app:app"
+COLUMNS = (
+    "client", "records", "sampling_rate", "noise_multiplier", "steps", "participations", "epsilon", "delta", "refusals",
+)  # fmt: skip
+
+MAY_CHANGE = {
+    "run": {"name"},
+    "server": {"min_replies", "round_timeout_s", "evaluate_every"},
+    "engine": {"kind", "device", "workers", "physical_batch"},
+    "data": {"path"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What `simulate --json` prints.
+
+    Args:
+        run_dir: the run's folder.
+        rounds: how many are done, those before a resume included.
+        metrics: on the public test set after the last round.
+        epsilon: largest and median over the accounts, or None without privacy.
+        delta: of epsilon.
+        unit: record, client or none.
+        client_updates: used in this process.
+        client_updates_per_second: of the rounds' own time.
+        wall_seconds: from start to end of this process's run.
+    """
+
+    run_dir: str
+    rounds: int
+    metrics: dict[str, float]
+    epsilon: dict[str, float] | None
+    delta: float
+    unit: str
+    client_updates: int
+    client_updates_per_second: float
+    wall_seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def plan_of(scenario: Scenario) -> Plan:
+    """Return a new run's plan."""
+    return make_plan(scenario, records=declared_records(scenario), run=uuid.uuid4().hex)
+
+
+def check_plan(plan: Plan) -> list[accounting.Verdict]:
+    """Ask all accountants about each account of a plan; AccountingError when they disagree."""
+    return [
+        accounting.check((account.event.times(account.reserved),), delta=plan.delta) for account in plan.accounts
+    ]
+
+
+def simulate(scenario: Scenario, *, out: Path | None, watcher: Observer) -> Outcome:
+    """Run a scenario in a new folder."""
+    folder = out or Path("runs") / f"{scenario.run.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInputError(f"{folder}: expected a folder that is new or empty. Name another with --out, or --resume it.")
+    dataset = datasets.load(scenario)  # a data set that is missing is reported before anything is written
+    plan = plan_of(scenario)
+    check_plan(plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "scenario.toml", dump(scenario))
+    write_whole(folder / "plan.json", to_json(plan))
+    return _run(scenario, plan, dataset, folder, watcher)
+
+
+def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Outcome:
+    """Continue a folder's run; ScenarioError when `scenario` differs in what decides the result."""
+    try:
+        begun = load(folder / "scenario.toml")
+        plan = from_json_text((folder / "plan.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError, ScenarioError) as error:
+        raise BadInputError(f"{folder}: expected the folder of a run, with scenario.toml and plan.json ({error}).") from error
+    if scenario is not None:
+        _refuse_difference(begun, scenario)
+    return _run(scenario or begun, plan, datasets.load(begun), folder, watcher)
+
+
+def _refuse_difference(begun: Scenario, given: Scenario) -> None:
+    """Only what leaves the result as it was may differ."""
+    old, new = begun.model_dump(), given.model_dump()
+    for table, values in old.items():
+        for key in values.keys() | new[table].keys():
+            if key not in MAY_CHANGE.get(table, ()) and values.get(key) != new[table].get(key):
+                raise ScenarioError(
+                    f"{table}.{key}: the run was begun with {values.get(key)!r}, got {new[table].get(key)!r}. "
+                    f"Resume it unchanged, or start a new run."
+                )
+
+
+def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path, watcher: Observer) -> Outcome:
+    started = time.monotonic()
+    tally = _Tally(watcher)
+    with ExitStack() as stack:
+        shards = stack.enter_context(_scratch())
+        write_shards(shards, train=dataset.train, test=dataset.test, indices=split(scenario, dataset))
+        del dataset
+        budget = None
+        if plan.unit == "record":
+            budget = Budget(plan, EventLog(folder / "events.jsonl"))
+            stack.callback(budget.close)
+        run_config: UserConfig = {"scenario": dump(scenario), "run-folder": str(folder), "shards": str(shards)}
+        grid = InProcessGrid(
+            clients=scenario.data.clients,
+            executor=_executor(scenario, run_config),
+            node_config=lambda client: _node_config(scenario, shards, client),
+            budget=budget,
+        )
+        stack.callback(grid.close)
+        token = observer.set(tally)
+        stack.callback(observer.reset, token)
+        from server.app import app
+
+        app(grid, Context(RUN_ID, 0, {}, RecordDict(), run_config))
+    epsilons = _write_clients(plan, folder, tally.refusals)
+    wall = time.monotonic() - started
+    return Outcome(
+        run_dir=str(folder),
+        rounds=scenario.run.rounds,
+        metrics=dict(tally.metrics) or _last_metrics(folder),
+        epsilon={"max": max(epsilons), "median": statistics.median(epsilons)} if epsilons else None,
+        delta=plan.delta,
+        unit=plan.unit,
+        client_updates=tally.updates,
+        client_updates_per_second=tally.updates / tally.seconds if tally.seconds else 0.0,
+        wall_seconds=wall,
+    )
+
+
+def _executor(scenario: Scenario, run_config: UserConfig) -> Executor:
+    """The scenario's engine; `auto` takes a worker a core where that can be faster, and one process on a GPU."""
+    import torch
+
+    cores = os.cpu_count() or 1
+    on_gpu = scenario.engine.device == "cuda" or (scenario.engine.device == "auto" and torch.cuda.is_available())
+    alone = on_gpu or cores == 1 or scenario.server.cohort == 1
+    if scenario.engine.kind == "sequential" or (scenario.engine.kind == "auto" and alone):
+        torch.set_num_threads(1)  # as in a worker: the number of threads decides the last bits of a sum
+        return Sequential(CLIENT_APP, run_config)
+    from simulations.workers import Workers
+
+    return Workers(CLIENT_APP, run_config, count=min(scenario.engine.workers or cores, scenario.server.cohort))
+
+
+def _node_config(scenario: Scenario, shards: Path, client: int) -> UserConfig:
+    return {"partition-id": client, "num-partitions": scenario.data.clients, "shards": str(shards)}
+
+
+def _write_clients(plan: Plan, folder: Path, refusals: Counter[int]) -> list[float]:
+    """Write clients.csv from the events on disk, and return each account's epsilon."""
+    events = folder / "events.jsonl"
+    taken = Counter(entry.account for entry in read_entries(events)) if events.exists() else Counter[str]()
+    rows = []
+    for client, records in enumerate(plan.records):
+        row: dict[str, object] = {"client": client, "records": records, "refusals": refusals[client]}
+        if plan.unit != "none":
+            event = plan.account(client).event
+            times = taken[POPULATION if plan.unit == "client" else account_name(client)]
+            row |= {
+                "sampling_rate": float(event.sampling_rate),
+                "noise_multiplier": event.noise_multiplier,
+                "steps": event.steps * times,
+                "participations": times,
+                "epsilon": accounting.epsilon((event.times(times),), delta=plan.delta) if times else 0.0,
+                "delta": plan.delta,
+            }
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    write_whole(folder / "clients.csv", table.to_csv(index=False))
+    return [] if plan.unit == "none" else table["epsilon"].astype(float).tolist()
+
+
+def _last_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of a run that was done before."""
+    last = pd.read_csv(folder / "rounds.csv").iloc[-1]
+    return {"accuracy": float(last["accuracy"]), "loss": float(last["loss"])}
+
+
+class _Tally(Observer):
+    """Adds up what the figures need, and passes all on."""
+
+    def __init__(self, watcher: Observer) -> None:
+        self._watcher = watcher
+        self.updates, self.seconds = 0, 0.0
+        self.refusals: Counter[int] = Counter()
+        self.metrics: dict[str, float] = {}
+
+    def run_started(self, *, rounds: int, done: int) -> None:
+        self._watcher.run_started(rounds=rounds, done=done)
+
+    def round_started(self, *, round_number: int, cohort: int) -> None:
+        self._watcher.round_started(round_number=round_number, cohort=cohort)
+
+    def client_done(self) -> None:
+        self._watcher.client_done()
+
+    def round_done(self, record: RoundRecord) -> None:
+        self.updates += record.replies
+        self.seconds += record.seconds
+        self.refusals.update(client for client, _ in record.refused)
+        self.metrics = dict(record.metrics)
+        self._watcher.round_done(record)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A private folder that is gone afterwards; folders of processes that were killed are swept away first."""
+    root = Path(tempfile.gettempdir())
+    for old in root.glob("discreet-*-*"):
+        owner = old.name.split("-")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and old.stat().st_uid == os.getuid():
+            shutil.rmtree(old, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"discreet-{os.getpid()}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def spread(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """Return mean, standard deviation, least and most of each metric over several runs."""
+    names = outcomes[0].metrics
+    values = {name: [outcome.metrics[name] for outcome in outcomes] for name in names}
+    return {
+        name: {
+            "mean": statistics.fmean(column),
+            "std": statistics.stdev(column) if len(column) > 1 else 0.0,
+            "min": min(column),
+            "max": max(column),
+        }
+        for name, column in values.items()
+    }

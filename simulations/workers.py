@@ -1,0 +1,326 @@
+"""Worker processes: one single-threaded process a core, one resident model each.
+
+Arrays do not go through the pipes: a cohort's model lies once in shared memory, and each answer comes back through a
+slot of its worker. A worker has two slots and up to two messages, so that it never waits for the coordinator. It is
+spawned, not forked: no random state, no lock and no thread is inherited.
+"""
+
+import contextlib
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing import connection, get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
+from flwr.common.constant import ErrorCode
+
+from common.errors import RunFailedError
+from common.messages import Refusal
+from simulations.grid import RUN_ID, call, identify, load_app
+
+SLOTS = 2
+SPARE_BYTES = 1 << 16
+MAX_DEATHS = 3  # of workers in a row, none of which answered anything
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parcel:
+    """A message's records, their arrays lying in shared memory.
+
+    Args:
+        arrays: for each record its arrays: name, dtype, shape, kind, start and length in the block.
+        records: the other records by name.
+    """
+
+    block: str
+    arrays: dict[str, list[tuple[str, str, tuple[int, ...], str, int, int]]]
+    records: dict[str, tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What a worker is asked."""
+
+    slot: int
+    slot_block: str
+    message_type: str
+    message_id: str
+    node_id: int
+    node_config: UserConfig
+    content: _Parcel
+    state: dict[str, tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """What a worker says: a parcel, or an error."""
+
+    slot: int
+    content: _Parcel | None
+    error: tuple[int, str] | None = None
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    """One process, and what it was asked."""
+
+    process: BaseProcess
+    pipe: Connection
+    slots: list[SharedMemory]
+    free: list[int]
+    asked: deque[tuple[int, Message, _Task]] = field(default_factory=deque)
+
+
+class Workers:
+    """An executor on `count` processes.
+
+    Guarantees:
+        A worker that dies costs the one message it worked on, whose answer is the word `worker-died`; the message that
+        waited behind it goes to another worker, and a new worker takes the dead one's place.
+        When the parent dies, however it does, the workers end.
+    """
+
+    def __init__(self, app: str, run_config: UserConfig, *, count: int) -> None:
+        """Start the workers; they import their libraries while the parent goes on."""
+        self._app, self._run_config = app, run_config
+        self._laid_out: tuple[dict[str, ArrayRecord], _Parcel] | None = None
+        self._blocks: dict[str, SharedMemory] = {}
+        self._deaths = 0
+        self._workers = [self._start() for _ in range(count)]
+
+    def has_room(self) -> bool:
+        """Whether some worker has a free slot."""
+        return any(worker.free for worker in self._workers)
+
+    def submit(self, message: Message, node_config: UserConfig, state: RecordDict) -> None:
+        """Hand a message to the worker that has the least to do."""
+        worker = max(self._workers, key=lambda worker: len(worker.free))
+        content = self._lay_out(message.content)
+        self._ask(worker, message, content, node_config, _plain(state))
+
+    def answers(self, timeout_s: float) -> list[Message]:
+        """Return the answers that are there, after waiting for at most `timeout_s` for the first."""
+        waited = {worker.pipe: worker for worker in self._workers} | {w.process.sentinel: w for w in self._workers}
+        ready = connection.wait(list(waited), timeout_s)
+        came: list[Message] = []
+        for worker in {id(waited[source]): waited[source] for source in ready}.values():  # type: ignore[index]
+            came += self._receive(worker)
+        return came
+
+    def close(self) -> None:
+        """End the workers and free the shared memory."""
+        for worker in self._workers:
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.join(timeout=2)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            _free(worker.slots)
+        _free(list(self._blocks.values()))
+        self._workers, self._blocks = [], {}
+
+    def _start(self) -> _Worker:
+        ours, theirs = get_context("spawn").Pipe()
+        process = get_context("spawn").Process(target=_work, args=(theirs, self._app, self._run_config), daemon=True)
+        with _single_threaded():
+            process.start()
+        theirs.close()
+        return _Worker(process=process, pipe=ours, slots=[], free=list(range(SLOTS)))
+
+    def _ask(
+        self, worker: _Worker, message: Message, content: _Parcel, node_config: UserConfig, state: dict[str, Any]
+    ) -> None:
+        needed = sum(length for arrays in content.arrays.values() for *_, length in arrays) + SPARE_BYTES
+        if not worker.asked and (not worker.slots or worker.slots[0].size < needed):
+            _free(worker.slots)
+            worker.slots = [SharedMemory(create=True, size=needed) for _ in range(SLOTS)]
+        slot = worker.free.pop()
+        task = _Task(
+            slot=slot,
+            slot_block=worker.slots[slot].name,
+            message_type=message.metadata.message_type,
+            message_id=message.metadata.message_id,
+            node_id=message.metadata.dst_node_id,
+            node_config=node_config,
+            content=content,
+            state=state,
+        )
+        worker.asked.append((slot, message, task))
+        with contextlib.suppress(BrokenPipeError):  # it died: `answers` finds out
+            worker.pipe.send(task)
+
+    def _receive(self, worker: _Worker) -> list[Message]:
+        """Read what a worker says, or bury it."""
+        came: list[Message] = []
+        try:
+            while worker.pipe.poll():
+                answer: _Answer = worker.pipe.recv()
+                _, message, _ = worker.asked.popleft()
+                came.append(_reply(message, answer, worker.slots[answer.slot]))
+                worker.free.append(answer.slot)
+                self._deaths = 0
+        except (EOFError, ConnectionResetError):
+            return came + self._bury(worker)
+        if not worker.process.is_alive() and not worker.pipe.poll():
+            return came + self._bury(worker)
+        return came
+
+    def _bury(self, worker: _Worker) -> list[Message]:
+        """Replace a dead worker; its first message is lost, the one behind it is asked again."""
+        self._deaths += 1
+        if self._deaths > MAX_DEATHS:
+            raise RunFailedError(
+                f"{self._deaths} worker processes died in a row (exit code {worker.process.exitcode}). Is there enough "
+                f"memory? Lower engine.workers or engine.physical_batch."
+            )
+        worker.pipe.close()
+        worker.process.join()
+        _free(worker.slots)
+        fresh = self._start()
+        self._workers[self._workers.index(worker)] = fresh
+        if not worker.asked:
+            return []
+        _, lost, _ = worker.asked.popleft()
+        for _, message, task in worker.asked:
+            self._ask(fresh, message, task.content, task.node_config, task.state)
+        return [Message(Error(ErrorCode.CLIENT_APP_CRASHED, Refusal.WORKER_DIED.value), reply_to=lost)]
+
+    def _lay_out(self, content: RecordDict) -> _Parcel:
+        """Put a message's arrays into shared memory, once for all messages that share them."""
+        arrays = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+        if self._laid_out is None or not _same(self._laid_out[0], arrays):
+            in_use = {task.content.block for worker in self._workers for *_, task in worker.asked}
+            _free([self._blocks.pop(name) for name in self._blocks.keys() - in_use])
+            size = sum(len(array.data) for record in arrays.values() for array in record.values())
+            block = SharedMemory(create=True, size=max(size, 1))
+            self._blocks[block.name] = block
+            self._laid_out = (arrays, _pack(arrays, block))
+        laid = self._laid_out[1]
+        return _Parcel(block=laid.block, arrays=laid.arrays, records=_plain(content))
+
+
+def _same(left: dict[str, ArrayRecord], right: dict[str, ArrayRecord]) -> bool:
+    """Whether two messages hold the very same arrays."""
+    return left.keys() == right.keys() and all(left[name] is right[name] for name in left)
+
+
+def _work(pipe: Connection, app_name: str, run_config: UserConfig) -> None:
+    """A worker's life: answer until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    import torch
+
+    torch.set_num_threads(1)
+    identify()
+    app = load_app(app_name)
+    blocks: dict[str, SharedMemory] = {}
+    while True:
+        try:
+            task: _Task = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        if task.content.block not in blocks:
+            _detach(blocks)
+        message = Message(_unpack(task.content, _attach(blocks, task.content.block)), task.node_id, task.message_type)
+        context = Context(RUN_ID, task.node_id, task.node_config, _records(task.state), run_config)
+        reply = call(app, message, context)
+        pipe.send(_answer(reply, task.slot, _attach(blocks, task.slot_block)))
+
+
+def _answer(reply: Message, slot: int, block: SharedMemory) -> _Answer:
+    if reply.has_error():
+        return _Answer(slot=slot, content=None, error=(reply.error.code, reply.error.reason or ""))
+    arrays = {name: record for name, record in reply.content.items() if isinstance(record, ArrayRecord)}
+    if sum(len(array.data) for record in arrays.values() for array in record.values()) > block.size:
+        return _Answer(slot=slot, content=None, error=(int(ErrorCode.UNKNOWN), Refusal.FAILED.value))
+    parcel = _pack(arrays, block)
+    return _Answer(slot=slot, content=_Parcel(block=block.name, arrays=parcel.arrays, records=_plain(reply.content)))
+
+
+def _reply(message: Message, answer: _Answer, slot: SharedMemory) -> Message:
+    if answer.content is None:
+        code, reason = answer.error or (int(ErrorCode.UNKNOWN), Refusal.FAILED.value)
+        return Message(Error(code, reason), reply_to=message)
+    return Message(_unpack(answer.content, slot), reply_to=message)
+
+
+def _pack(records: dict[str, ArrayRecord], block: SharedMemory) -> _Parcel:
+    """Copy arrays into a block."""
+    arrays: dict[str, list[tuple[str, str, tuple[int, ...], str, int, int]]] = {}
+    start = 0
+    for name, record in records.items():
+        arrays[name] = []
+        for key, array in record.items():
+            length = len(array.data)
+            block.buf[start : start + length] = array.data
+            arrays[name].append((key, array.dtype, array.shape, array.stype, start, length))
+            start += length
+    return _Parcel(block=block.name, arrays=arrays, records={})
+
+
+def _unpack(parcel: _Parcel, block: SharedMemory) -> RecordDict:
+    """Copy arrays out of a block, and make records of the rest."""
+    content = _records(parcel.records)
+    for name, arrays in parcel.arrays.items():
+        content[name] = ArrayRecord(
+            {
+                key: Array(dtype, shape, stype, bytes(block.buf[start : start + length]))
+                for key, dtype, shape, stype, start, length in arrays
+            }
+        )
+    return content
+
+
+def _plain(content: RecordDict) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The records that hold no arrays, as plain values."""
+    return {
+        name: ("config" if isinstance(record, ConfigRecord) else "metric", dict(record))
+        for name, record in content.items()
+        if not isinstance(record, ArrayRecord)
+    }
+
+
+def _records(plain: dict[str, tuple[str, dict[str, Any]]]) -> RecordDict:
+    return RecordDict(
+        {name: ConfigRecord(values) if kind == "config" else MetricRecord(values) for name, (kind, values) in plain.items()}
+    )
+
+
+def _attach(blocks: dict[str, SharedMemory], name: str) -> SharedMemory:
+    if name not in blocks:
+        blocks[name] = SharedMemory(name=name)
+    return blocks[name]
+
+
+def _detach(blocks: dict[str, SharedMemory]) -> None:
+    for block in blocks.values():
+        block.close()
+    blocks.clear()
+
+
+def _free(blocks: list[SharedMemory]) -> None:
+    for block in blocks:
+        block.close()
+        block.unlink()
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Let a child's mathematical libraries start with one thread."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
