@@ -11,6 +11,7 @@ alike: the scenario and the order from the coordinator, the data and the budget 
 Every failure leaves as one word of `Refusal`; its text stays in the owner's log.
 """
 
+import contextlib
 import logging
 from contextlib import closing
 from functools import lru_cache
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from client.budget import Budget
@@ -59,6 +60,12 @@ def train(message: Message, context: Context) -> Message:
         }
     )
     return Message(content, reply_to=message)
+
+
+def warm(run_config: UserConfig) -> None:
+    """Build the resident model before the first order comes; a model that is unfit is refused when it does."""
+    with contextlib.suppress(RefusedError):
+        _trainer(_parse(str(run_config["scenario"])))
 
 
 def order_in(message: Message, *, weights_P: npt.NDArray[Any]) -> Order:

@@ -7,6 +7,7 @@ system (`common.entropy`), and steps, rates and divisors come from the plan. `Pr
 client to the next; `steps` begins each order with nothing left over.
 """
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -95,7 +96,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus is untyped
 
 def _norms(gradient: Tensor) -> Tensor:
     """The L2 norm of each sample's gradient, (B,); infinite also where a square overflows."""
-    return gradient.reshape(len(gradient), gradient.shape[1:].numel()).norm(2, dim=1)
+    norms_B: Tensor = gradient.reshape(len(gradient), gradient.shape[1:].numel()).norm(2, dim=1)
+    return norms_B
 
 
 class PrivateModel:
@@ -104,6 +106,8 @@ class PrivateModel:
     def __init__(self, model: nn.Module) -> None:
         """Hook the model, or raise ModelRefusedError."""
         refuse_unfit(model)
+        # the first layer's input needs no gradient, which PyTorch remarks on and Opacus counts on
+        warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
         self.module = GradSampleModule(model, loss_reduction="sum")
         self._parameters = list(self.module.parameters())
 

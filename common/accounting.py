@@ -81,25 +81,36 @@ def epsilon(history: History, *, delta: float, grid: float = FINE) -> float:
 
 
 def check(history: History, *, delta: float) -> Verdict:
-    """Return epsilon by three accountants, or raise AccountingError when they disagree.
-
-    Guarantees:
-        Accepted only when PLD <= 1.001 RDP and PLD lies in PRV's interval widened by 0.2 %.
-    """
+    """Return epsilon by three accountants, or raise AccountingError when they disagree."""
     pld, rdp = epsilon(history, delta=delta), renyi_epsilon(history, delta=delta)
     unanswered = ""
+    interval: tuple[float, float, float] | tuple[None, None, None]
     try:
-        low, middle, high = prv_interval(history, delta=delta)
+        interval = prv_interval(history, delta=delta)
     except (ValueError, RuntimeError, ArithmeticError) as error:
-        low = middle = high = None
+        interval = (None, None, None)
         unanswered = f"PRV cannot answer: {error}"
-    if not pld <= RDP_SLACK * rdp:
-        raise AccountingError(f"Accountants disagree: PLD {pld:.6f} is above RDP {rdp:.6f}. No epsilon is reported.")
+    low, middle, high = interval
+    verdict = Verdict(pld=pld, prv_low=low, prv=middle, prv_high=high, rdp=rdp, unanswered=unanswered)
+    refuse_disagreement(verdict)
+    return verdict
+
+
+def refuse_disagreement(verdict: Verdict) -> None:
+    """Raise AccountingError when three accountants' figures cannot all be right.
+
+    Guarantees:
+        Accepted only when PLD <= 1.001 RDP and PLD lies in PRV's interval widened by 0.2 %; NaN is never accepted.
+    """
+    pld, low, high = verdict.pld, verdict.prv_low, verdict.prv_high
+    if not pld <= RDP_SLACK * verdict.rdp:
+        raise AccountingError(
+            f"Accountants disagree: PLD {pld:.6f} is above RDP {verdict.rdp:.6f}. No epsilon is reported."
+        )
     if low is not None and high is not None and not low * (1 - PRV_WIDENING) <= pld <= high * (1 + PRV_WIDENING):
         raise AccountingError(
             f"Accountants disagree: PLD {pld:.6f} is outside PRV's [{low:.6f}, {high:.6f}]. No epsilon is reported."
         )
-    return Verdict(pld=pld, prv_low=low, prv=middle, prv_high=high, rdp=rdp, unanswered=unanswered)
 
 
 def renyi_epsilon(history: History, *, delta: float) -> float:
@@ -141,7 +152,7 @@ def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) ->
     """Return a noise multiplier with which `shape` (its own is ignored) spends at most `target_epsilon`.
 
     Guarantees:
-        `epsilon` of the result is at most the target, and the target's nine hundred and ninety-eight thousandths or more.
+        `epsilon` of the result is at most the target, and at least 0.998 of it.
 
     Raises:
         AccountingError: when no noise multiplier up to a million is enough.

@@ -1,9 +1,9 @@
 """Checks of numbers, for the `__post_init__` of records.
 
-    >>> positive(noise_multiplier=1.1)
-    >>> positive(noise_multiplier=float("nan"))
-    Traceback (most recent call last):
-    ValueError: noise_multiplier: expected a number above 0, got nan
+>>> positive(noise_multiplier=1.1)
+>>> positive(noise_multiplier=float("nan"))
+Traceback (most recent call last):
+ValueError: noise_multiplier: expected a number above 0, got nan
 """
 
 import math

@@ -1,8 +1,8 @@
-"""The scenario file: what a run is, as frozen records.
+r"""The scenario file: what a run is, as frozen records.
 
     >>> from common.config import parse
-    >>> text = '[run]\\nname = "x"\\nrounds = 2\\n[data]\\ndataset = "digits"\\nclients = 4\\n[training]\\nbatch_size = 8'
-    >>> parse(text + '\\n[privacy]\\nunit = "none"').server.cohort
+    >>> run_and_data = '[run]\nname = "x"\nrounds = 2\n[data]\ndataset = "digits"\nclients = 4\n'
+    >>> parse(run_and_data + '[training]\nbatch_size = 8\n[privacy]\nunit = "none"').server.cohort
     4
 
 What changes privacy (`[privacy]`, the sizes in `[training]`) is never in the same table as what changes speed
@@ -139,9 +139,10 @@ class Privacy(Table):
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         given = [name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None]
-        if self.unit == "none" and (given or self.budget is not None):
+        superfluous = [*given, *(["budget"] if self.budget is not None else [])]
+        if self.unit == "none" and superfluous:
             raise ValueError(
-                f"{(given or ['budget'])[0]}: expected none of it with unit 'none'; remove it (--set privacy.{(given or ['budget'])[0]}=) "
+                f"{superfluous[0]}: expected none of it with unit 'none'; remove it (--set privacy.{superfluous[0]}=) "
                 f"or choose unit 'record' or 'client'"
             )
         if self.unit != "none" and len(given) != 1:
@@ -206,7 +207,9 @@ class Scenario(Table):
                 f"{server.cohort} of {data.clients} clients, got {server.max_participations}; raise it or lower rounds"
             )
         if server.min_replies > server.cohort:
-            raise ValueError(f"server.min_replies: expected at most the cohort {server.cohort}, got {server.min_replies}")
+            raise ValueError(
+                f"server.min_replies: expected at most the cohort {server.cohort}, got {server.min_replies}"
+            )
         if privacy.unit == "client" and server.weighting != "uniform":
             raise ValueError(
                 "server.weighting: expected 'uniform' with unit 'client', got 'records'; unequal weights break the "

@@ -60,7 +60,9 @@ class EventLog:
                 lines = lines[os.write(self._descriptor, lines) :]
             os.fsync(self._descriptor)
         except OSError as error:
-            raise RunFailedError(f"{self._path}: the event cannot be written ({error}). Nothing was trained.") from error
+            raise RunFailedError(
+                f"{self._path}: the event cannot be written ({error}). Nothing was trained."
+            ) from error
 
     def close(self) -> None:
         """Let go of the file."""
@@ -102,6 +104,12 @@ def _plain(entry: Entry) -> dict[str, object]:
 
 def _entry(value: dict[str, object]) -> Entry:
     match value:
-        case {"run": str(run), "round": int(number), "attempt": int(attempt), "account": str(account), "event": dict(event)}:
+        case {
+            "run": str(run),
+            "round": int(number),
+            "attempt": int(attempt),
+            "account": str(account),
+            "event": dict(event),
+        }:
             return Entry(run=run, round=number, attempt=attempt, account=account, event=from_json(event))
     raise ValueError("expected run, round, attempt, account and event")

@@ -51,9 +51,7 @@ class Mechanism:
 
     def __post_init__(self) -> None:
         checks.fraction(sampling_rate=self.sampling_rate)
-        checks.positive(
-            noise_multiplier=self.noise_multiplier, max_grad_norm=self.max_grad_norm, steps=self.steps
-        )
+        checks.positive(noise_multiplier=self.noise_multiplier, max_grad_norm=self.max_grad_norm, steps=self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)

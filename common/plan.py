@@ -128,11 +128,11 @@ def make_plan(scenario: Scenario, *, records: Sequence[int], run: str) -> Plan:
         run: the run's identifier.
     """
     privacy = scenario.privacy
-    if privacy.unit == "none":
-        accounts, account_of = (), ()
-    elif privacy.unit == "client":
+    accounts: tuple[Account, ...] = ()
+    account_of: tuple[int, ...] = ()
+    if privacy.unit == "client":
         accounts, account_of = (_population(scenario),), (0,) * scenario.data.clients
-    else:
+    elif privacy.unit == "record":
         sizes = sorted(set(records))
         accounts = tuple(_silo(scenario, size, members=records.count(size)) for size in sizes)
         account_of = tuple(sizes.index(size) for size in records)
@@ -218,9 +218,7 @@ def _population(scenario: Scenario) -> Account:
     return _account(scenario, shape, units=clients, members=1, participations=scenario.run.rounds)
 
 
-def _account(
-    scenario: Scenario, shape: SampledGaussian, *, units: int, members: int, participations: int
-) -> Account:
+def _account(scenario: Scenario, shape: SampledGaussian, *, units: int, members: int, participations: int) -> Account:
     """Fill in noise and epsilon."""
     privacy = scenario.privacy
     if privacy.delta > 1 / units:

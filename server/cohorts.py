@@ -3,7 +3,7 @@
 Units `record` and `none`: a schedule that follows from the run's seed and keeps each client's participations even, so
 that the plan can count on them. No amplification is claimed for it: whoever picks a client knows that it takes part.
 
-Unit `client`: a Poisson cohort, each client independently, drawn from the operating system's entropy and told to nobody.
+Unit `client`: a Poisson cohort, each client independently, drawn from `common.entropy` and told to nobody.
 """
 
 import numpy as np

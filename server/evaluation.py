@@ -29,14 +29,16 @@ class Evaluator:
         self._task = TASKS[scenario.data.dataset]
         self._device = device(scenario.engine)
         self._model = build(scenario.model, self._task, seed=scenario.run.seed).to(self._device).eval()
-        self._features = torch.from_numpy(test.features_ND[:])
-        self._labels_N = torch.from_numpy(test.labels_N[:])
+        self._features = torch.tensor(test.features_ND)
+        self._labels_N = torch.tensor(test.labels_N)
 
     def measure(self, weights_P: Tensor) -> dict[str, float]:
         """Return accuracy and loss, and for two classes F1 and AUC of the positive one."""
         flat.load(self._model, weights_P)
         with torch.no_grad(), _all_cores():
-            logits_NK = torch.cat([self._model(part.to(self._device)).cpu() for part in self._features.split(BATCH)])
+            logits_NK = torch.cat(
+                [self._model(part.to(self._device)).cpu() for part in torch.split(self._features, BATCH)]
+            )
         loss = functional.cross_entropy(logits_NK, self._labels_N).item()
         accuracy = (logits_NK.argmax(1) == self._labels_N).double().mean().item()
         return {"accuracy": accuracy, "loss": loss} | self._two_classes(logits_NK)

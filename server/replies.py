@@ -26,7 +26,10 @@ def checked_update(
 
     Args:
         report: what came.
-        run, round_number, attempt, client: what was asked, and of whom.
+        run: what was asked: run,
+        round_number: round,
+        attempt: and attempt,
+        client: and of whom.
         size: number of parameters.
         max_norm: the bound that the order asked for, or None.
     """

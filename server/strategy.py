@@ -71,7 +71,7 @@ class PrivateAveraging(Strategy):
         self._refused: list[tuple[int, str]] = []
         self._replies = 0
 
-    def start(  # noqa: D417 - the arguments are Flower's
+    def start(  # noqa: D417, PLR0917 - the arguments are Flower's
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
@@ -183,7 +183,9 @@ class PrivateAveraging(Strategy):
 
     def summary(self) -> None:
         """Log what this strategy does."""
-        log.info("unit %s, %d clients, cohort %d", self._plan.unit, len(self._plan.records), self._scenario.server.cohort)
+        log.info(
+            "unit %s, %d clients, cohort %d", self._plan.unit, len(self._plan.records), self._scenario.server.cohort
+        )
 
     def _resume(self) -> int:
         """Take up the checkpoint, count what was charged before, and return how many rounds are done."""

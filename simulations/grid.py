@@ -40,6 +40,9 @@ def identify() -> None:
 class Executor(Protocol):
     """Where a client's app is called."""
 
+    def wait(self) -> None:
+        """Wait until it is ready."""
+
     def has_room(self) -> bool:
         """Whether another message can be submitted now."""
 
@@ -57,8 +60,12 @@ class Sequential:
     """Calls the app here, one message after the other."""
 
     def __init__(self, app: str, run_config: UserConfig) -> None:
-        self._app, self._run_config = load_app(app), run_config
+        self._name, self._app, self._run_config = app, load_app(app), run_config
         self._task: tuple[Message, Context] | None = None
+
+    def wait(self) -> None:
+        """Prepare the app."""
+        warm(self._name, self._run_config)
 
     def has_room(self) -> bool:
         """Whether another message can be submitted now."""
@@ -89,6 +96,13 @@ def load_app(name: str) -> ClientApp:
     if not isinstance(app, ClientApp):
         raise TypeError(f"{name}: expected a ClientApp, got {type(app).__name__}")
     return app
+
+
+def warm(name: str, run_config: UserConfig) -> None:
+    """Let an app's module prepare itself, where it has a function `warm`."""
+    prepare = getattr(import_module(name.partition(":")[0]), "warm", None)
+    if prepare is not None:
+        prepare(run_config)
 
 
 def call(app: ClientApp, message: Message, context: Context) -> Message:
@@ -177,10 +191,6 @@ class InProcessGrid(Grid):
                 waiting.discard(reply.metadata.reply_to_message_id)
                 replies.append(reply)
         return replies
-
-    def close(self) -> None:
-        """Stop the workers."""
-        self._executor.close()
 
     def _own(self, message: Message) -> Message:
         """Give a message an id and a record of its own; arrays are immutable and stay shared."""

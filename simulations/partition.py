@@ -35,7 +35,7 @@ def split(scenario: Scenario, dataset: Dataset) -> list[Rows]:
         No row belongs to two clients.
         `iid`: all shares are equal, so that all clients spend alike; up to clients - 1 records are left out.
         `dirichlet`: every record is used; each class is shared out in proportions drawn from Dirichlet(alpha).
-        `natural`: a client is a person, and has the records of that person; the first `clients` persons in a random order.
+        `natural`: a client is a person with all its records; `clients` persons are drawn at random.
 
     Raises:
         ScenarioError: more clients than records or persons, or a split that leaves a client without any.

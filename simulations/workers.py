@@ -22,7 +22,7 @@ from flwr.common.constant import ErrorCode
 
 from common.errors import RunFailedError
 from common.messages import Refusal
-from simulations.grid import RUN_ID, call, identify, load_app
+from simulations.grid import RUN_ID, call, identify, load_app, warm
 
 SLOTS = 2
 SPARE_BYTES = 1 << 16
@@ -94,6 +94,11 @@ class Workers:
         self._deaths = 0
         self._workers = [self._start() for _ in range(count)]
 
+    def wait(self) -> None:
+        """Wait until each worker is ready, or has died, which `answers` finds out."""
+        for worker in self._workers:
+            connection.wait([worker.pipe, worker.process.sentinel])
+
     def has_room(self) -> bool:
         """Whether some worker has a free slot."""
         return any(worker.free for worker in self._workers)
@@ -161,7 +166,9 @@ class Workers:
         came: list[Message] = []
         try:
             while worker.pipe.poll():
-                answer: _Answer = worker.pipe.recv()
+                answer: _Answer | None = worker.pipe.recv()
+                if answer is None:  # it is ready
+                    continue
                 _, message, _ = worker.asked.popleft()
                 came.append(_reply(message, answer, worker.slots[answer.slot]))
                 worker.free.append(answer.slot)
@@ -219,6 +226,8 @@ def _work(pipe: Connection, app_name: str, run_config: UserConfig) -> None:
     torch.set_num_threads(1)
     identify()
     app = load_app(app_name)
+    warm(app_name, run_config)
+    pipe.send(None)
     blocks: dict[str, SharedMemory] = {}
     while True:
         try:
@@ -258,7 +267,7 @@ def _pack(records: dict[str, ArrayRecord], block: SharedMemory) -> _Parcel:
         arrays[name] = []
         for key, array in record.items():
             length = len(array.data)
-            block.buf[start : start + length] = array.data
+            _view(block)[start : start + length] = array.data
             arrays[name].append((key, array.dtype, array.shape, array.stype, start, length))
             start += length
     return _Parcel(block=block.name, arrays=arrays, records={})
@@ -270,7 +279,7 @@ def _unpack(parcel: _Parcel, block: SharedMemory) -> RecordDict:
     for name, arrays in parcel.arrays.items():
         content[name] = ArrayRecord(
             {
-                key: Array(dtype, shape, stype, bytes(block.buf[start : start + length]))
+                key: Array(dtype, shape, stype, bytes(_view(block)[start : start + length]))
                 for key, dtype, shape, stype, start, length in arrays
             }
         )
@@ -288,8 +297,18 @@ def _plain(content: RecordDict) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def _records(plain: dict[str, tuple[str, dict[str, Any]]]) -> RecordDict:
     return RecordDict(
-        {name: ConfigRecord(values) if kind == "config" else MetricRecord(values) for name, (kind, values) in plain.items()}
+        {
+            name: ConfigRecord(values) if kind == "config" else MetricRecord(values)
+            for name, (kind, values) in plain.items()
+        }
     )
+
+
+def _view(block: SharedMemory) -> memoryview:
+    """The memory of a block that is open."""
+    if block.buf is None:
+        raise ValueError(f"{block.name} is closed")
+    return block.buf
 
 
 def _attach(blocks: dict[str, SharedMemory], name: str) -> SharedMemory:

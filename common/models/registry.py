@@ -1,10 +1,10 @@
 """Models by name.
 
-    >>> from common.config import Cnn
-    >>> from common.tasks import TASKS
-    >>> model = build(Cnn(name="cnn"), TASKS["mnist"], seed=7)
-    >>> sum(p.numel() for p in model.parameters())
-    93322
+>>> from common.config import Cnn
+>>> from common.tasks import TASKS
+>>> model = build(Cnn(name="cnn"), TASKS["mnist"], seed=7)
+>>> sum(p.numel() for p in model.parameters())
+93322
 """
 
 import torch

@@ -4,15 +4,13 @@ The order matters: everything that can be refused is refused before the run fold
 declared numbers before any record is read.
 """
 
-import json
 import os
 import shutil
 import statistics
 import tempfile
 import time
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,15 +22,16 @@ from flwr.app import Context, RecordDict, UserConfig
 from client.budget import Budget, account_name
 from common import accounting
 from common.config import Scenario, dump, load
-from common.errors import BadInputError, RunFailedError, ScenarioError
+from common.errors import BadInputError, ScenarioError
 from common.event_log import EventLog, read_entries
 from common.files import write_whole
-from common.plan import POPULATION, Plan, from_json_text, make_plan, to_json
+from common.plan import POPULATION, Plan, from_json_text, to_json
 from common.shards import write_shards
 from server.observer import Observer, RoundRecord, observer
 from simulations import datasets
 from simulations.grid import RUN_ID, Executor, InProcessGrid, Sequential
-from simulations.partition import declared_records, split
+from simulations.partition import split
+from simulations.single_plan import check_plan, plan_of
 
 CLIENT_APP = "client.app:app"
 COLUMNS = (
@@ -78,23 +77,18 @@ class Outcome:
         return asdict(self)
 
 
-def plan_of(scenario: Scenario) -> Plan:
-    """Return a new run's plan."""
-    return make_plan(scenario, records=declared_records(scenario), run=uuid.uuid4().hex)
-
-
-def check_plan(plan: Plan) -> list[accounting.Verdict]:
-    """Ask all accountants about each account of a plan; AccountingError when they disagree."""
-    return [
-        accounting.check((account.event.times(account.reserved),), delta=plan.delta) for account in plan.accounts
-    ]
+def plan_in(folder: Path) -> Plan:
+    """Return the plan of a run's folder."""
+    return from_json_text((folder / "plan.json").read_text())
 
 
 def simulate(scenario: Scenario, *, out: Path | None, watcher: Observer) -> Outcome:
     """Run a scenario in a new folder."""
     folder = out or Path("runs") / f"{scenario.run.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInputError(f"{folder}: expected a folder that is new or empty. Name another with --out, or --resume it.")
+        raise BadInputError(
+            f"{folder}: expected a folder that is new or empty. Name another with --out, or --resume it."
+        )
     dataset = datasets.load(scenario)  # a data set that is missing is reported before anything is written
     plan = plan_of(scenario)
     check_plan(plan)
@@ -108,9 +102,11 @@ def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Out
     """Continue a folder's run; ScenarioError when `scenario` differs in what decides the result."""
     try:
         begun = load(folder / "scenario.toml")
-        plan = from_json_text((folder / "plan.json").read_text())
+        plan = plan_in(folder)
     except (OSError, ValueError, KeyError, TypeError, ScenarioError) as error:
-        raise BadInputError(f"{folder}: expected the folder of a run, with scenario.toml and plan.json ({error}).") from error
+        raise BadInputError(
+            f"{folder}: expected the folder of a run, with scenario.toml and plan.json ({error})."
+        ) from error
     if scenario is not None:
         _refuse_difference(begun, scenario)
     return _run(scenario or begun, plan, datasets.load(begun), folder, watcher)
@@ -133,24 +129,25 @@ def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path
     tally = _Tally(watcher)
     with ExitStack() as stack:
         shards = stack.enter_context(_scratch())
-        write_shards(shards, train=dataset.train, test=dataset.test, indices=split(scenario, dataset))
-        del dataset
         budget = None
         if plan.unit == "record":
             budget = Budget(plan, EventLog(folder / "events.jsonl"))
             stack.callback(budget.close)
         run_config: UserConfig = {"scenario": dump(scenario), "run-folder": str(folder), "shards": str(shards)}
+        executor = _executor(scenario, run_config)  # workers import their libraries while the data are laid out
+        stack.callback(executor.close)
+        write_shards(shards, train=dataset.train, test=dataset.test, indices=split(scenario, dataset))
         grid = InProcessGrid(
             clients=scenario.data.clients,
-            executor=_executor(scenario, run_config),
+            executor=executor,
             node_config=lambda client: _node_config(scenario, shards, client),
             budget=budget,
         )
-        stack.callback(grid.close)
         token = observer.set(tally)
         stack.callback(observer.reset, token)
         from server.app import app
 
+        executor.wait()
         app(grid, Context(RUN_ID, 0, {}, RecordDict(), run_config))
     epsilons = _write_clients(plan, folder, tally.refusals)
     wall = time.monotonic() - started
@@ -255,18 +252,3 @@ def _scratch() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def spread(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    """Return mean, standard deviation, least and most of each metric over several runs."""
-    names = outcomes[0].metrics
-    values = {name: [outcome.metrics[name] for outcome in outcomes] for name in names}
-    return {
-        name: {
-            "mean": statistics.fmean(column),
-            "std": statistics.stdev(column) if len(column) > 1 else 0.0,
-            "min": min(column),
-            "max": max(column),
-        }
-        for name, column in values.items()
-    }

@@ -1,0 +1,139 @@
+"""The command line: one verb per job; each verb imports its room when it is called."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="discreet",
+    help="Federated learning whose privacy budget lives where the data lives.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+ScenarioFile = Annotated[Path, typer.Argument(help="The scenario, a TOML file; `discreet init` writes one.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Change a key of the scenario; may be repeated."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, for scripts.")]
+
+
+@app.command(epilog="Example: discreet init my-study && discreet simulate my-study/scenario.toml")
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write scenario.toml.")] = Path(),
+) -> None:
+    """Write a commented scenario to start from."""
+    from simulations.scenario_files import write_starter
+
+    path = write_starter(folder)
+    typer.echo(f"Wrote {path}. Try: discreet plan {path}, then: discreet simulate {path}")
+
+
+@app.command(epilog="Example: discreet simulate simulations/scenarios/digits.toml --set run.rounds=20 --seeds 3")
+def simulate(
+    scenario: Annotated[
+        Path | None, typer.Argument(help="The scenario, a TOML file; with --resume it may be left out.")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME-DATE.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Continue the run of this folder.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Run this many seeds and report mean and spread.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Train across virtual clients on this machine."""
+    from simulations import campaign, progress
+
+    with progress.watcher() as watcher:
+        if resume is not None:
+            if out is not None or seeds > 1 or (scenario is None and overrides):
+                raise typer.BadParameter("--resume continues one run as it was: leave out --out, --seeds and --set.")
+            results = campaign.resume(resume, scenario, overrides or (), watcher=watcher)
+        elif scenario is not None:
+            results = campaign.run(scenario, overrides or (), out=out, seeds=seeds, watcher=watcher)
+        else:
+            raise typer.BadParameter("Name a scenario, or a folder with --resume.")
+    if as_json:
+        typer.echo(json.dumps(campaign.to_json(results)))
+    else:
+        progress.show(results)
+
+
+@app.command(epilog="Example: discreet plan simulations/scenarios/mnist-silos.toml --check")
+def plan(
+    scenario: ScenarioFile,
+    overrides: Overrides = None,
+    check: Annotated[bool, typer.Option("--check", help="Ask two more accountants; takes some seconds.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a scenario will spend, before anything runs."""
+    from common.config import load
+    from simulations import planning
+
+    report = planning.report(load(scenario, overrides or ()), check=check)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        planning.show(report)
+
+
+@app.command(
+    epilog="Example: discreet epsilon --noise-multiplier 1.1 --sampling-rate 0.00427 --steps 14062 --delta 1e-5"
+)
+def epsilon(
+    noise_multiplier: Annotated[float | None, typer.Option(help="Noise in units of the clipping bound.")] = None,
+    sampling_rate: Annotated[str | None, typer.Option(help="Poisson sampling rate, as 0.01 or 256/60000.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How many noisy steps.")] = None,
+    segments: Annotated[
+        Path | None, typer.Option(help="Instead: a JSON list of {noise_multiplier, sampling_rate, steps}.")
+    ] = None,
+    delta: Annotated[float, typer.Option(help="The delta of (epsilon, delta).")] = 1e-5,
+    as_json: AsJson = False,
+) -> None:
+    """Compute epsilon of a history, by three accountants."""
+    from simulations import planning
+
+    history = planning.history(segments, noise_multiplier, sampling_rate, steps)
+    verdict = planning.verdict(history, delta=delta)
+    if as_json:
+        typer.echo(json.dumps(verdict))
+    else:
+        planning.show_verdict(verdict)
+
+
+@app.command(epilog="Example: discreet bench engine --json")
+def bench(
+    name: Annotated[str, typer.Argument(help="engine or dp-step.")] = "engine",
+    repeats: Annotated[int, typer.Option(min=1, help="How often the contestants alternate.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time the hot path against the bare training loop, in turns within one call."""
+    from simulations import bench as benches
+
+    result: dict[str, Any] = benches.run(name, repeats=repeats)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        benches.show(result)
+
+
+def main() -> None:
+    """Run the command line; exit codes: 0 done, 1 failed or refused, 2 bad input."""
+    try:
+        app()
+    except Exception as error:
+        from common.errors import DiscreetError  # with numpy: not before it is needed
+
+        if not isinstance(error, DiscreetError):
+            raise
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

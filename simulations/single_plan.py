@@ -1,0 +1,18 @@
+"""The plan of a new run, without what training needs: it answers in a second or two."""
+
+import uuid
+
+from common import accounting
+from common.config import Scenario
+from common.plan import Plan, make_plan
+from simulations.partition import declared_records
+
+
+def plan_of(scenario: Scenario) -> Plan:
+    """Return a new run's plan."""
+    return make_plan(scenario, records=declared_records(scenario), run=uuid.uuid4().hex)
+
+
+def check_plan(plan: Plan) -> list[accounting.Verdict]:
+    """Ask all accountants about each account of a plan; AccountingError when they disagree."""
+    return [accounting.check((account.event.times(account.reserved),), delta=plan.delta) for account in plan.accounts]
