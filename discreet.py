@@ -47,17 +47,20 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Train across virtual clients on this machine."""
-    from simulations import campaign, progress
+    if scenario is None and resume is None:
+        raise typer.BadParameter("Name a scenario, or a folder with --resume.")
+    if resume is not None and (out is not None or seeds > 1 or (scenario is None and overrides)):
+        raise typer.BadParameter("--resume continues one run as it was: leave out --out, --seeds and --set.")
+    from common.config import load
+
+    given = load(scenario, overrides or ()) if scenario is not None else None
+    from simulations import campaign, progress  # with pandas: after a scenario that is wrong was refused
 
     with progress.watcher() as watcher:
         if resume is not None:
-            if out is not None or seeds > 1 or (scenario is None and overrides):
-                raise typer.BadParameter("--resume continues one run as it was: leave out --out, --seeds and --set.")
-            results = campaign.resume(resume, scenario, overrides or (), watcher=watcher)
-        elif scenario is not None:
-            results = campaign.run(scenario, overrides or (), out=out, seeds=seeds, watcher=watcher)
-        else:
-            raise typer.BadParameter("Name a scenario, or a folder with --resume.")
+            results = campaign.resume(resume, given, watcher=watcher)
+        elif given is not None:
+            results = campaign.run(given, out=out, seeds=seeds, watcher=watcher)
     if as_json:
         typer.echo(json.dumps(campaign.to_json(results)))
     else:

@@ -86,8 +86,8 @@ class Transformer(Table):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        if self.d_model % (2 * self.heads):
-            raise ValueError(f"d_model: expected a multiple of 2 x heads = {2 * self.heads}, got {self.d_model}")
+        if self.d_model % self.heads or self.d_model % 2:
+            raise ValueError(f"d_model: expected an even multiple of heads = {self.heads}, got {self.d_model}")
         return self
 
 
@@ -121,6 +121,7 @@ class Server(Table):
     learning_rate: PositiveFloat = 1.0
     momentum: Momentum = 0.9
     weighting: Literal["uniform", "records"] = "uniform"
+    ema_decay: Momentum = 0.0
     min_replies: Annotated[int, Field(ge=0, strict=True)] = 1
     round_timeout_s: PositiveFloat = 3600.0
     evaluate_every: PositiveInt = 1
@@ -157,7 +158,7 @@ class Engine(Table):
     kind: Literal["auto", "sequential", "parallel"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Annotated[int, Field(ge=0, strict=True)] = 0
-    physical_batch: PositiveInt = 256
+    physical_batch: PositiveInt = 128
 
 
 class Scenario(Table):

@@ -43,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
             evaluator=Evaluator(scenario, open_test(Path(str(context.run_config["shards"])))),
         )
         strategy.start(grid, ArrayRecord(), num_rounds=scenario.run.rounds, timeout=scenario.server.round_timeout_s)
-        flat.load(model, weights.weights_P)
+        flat.load(model, weights.result_P)
         _save(folder, model, scenario)
 
 

@@ -220,7 +220,7 @@ class PrivateAveraging(Strategy):
             cohort=len(self._cohort),
             replies=self._replies,
             refused=tuple(self._refused),
-            metrics=self._evaluator.measure(self._model.weights_P) if is_evaluated else {},
+            metrics=self._evaluator.measure(self._model.result_P) if is_evaluated else {},
             epsilon_max=self._spending.epsilon_max() if is_evaluated else None,
             seconds=time.monotonic() - started,
         )

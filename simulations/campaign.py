@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.accounting import epsilon
-from common.config import Scenario, load
+from common.config import Scenario
 from common.plan import Plan
 from server.observer import Observer
 from simulations import single_run
@@ -32,9 +32,8 @@ class Campaign:
     epsilon_all_runs: float | None
 
 
-def run(file: Path, overrides: Sequence[str], *, out: Path | None, seeds: int, watcher: Observer) -> Campaign:
-    """Run a scenario file for `seeds` seeds, counted up from its own, each in a folder of its own."""
-    scenario = load(file, overrides)
+def run(scenario: Scenario, *, out: Path | None, seeds: int, watcher: Observer) -> Campaign:
+    """Run a scenario for `seeds` seeds, counted up from its own, each in a folder of its own."""
     outcomes, plans = [], []
     for number in range(seeds):
         single = _with_seed(scenario, scenario.run.seed + number) if seeds > 1 else scenario
@@ -45,9 +44,8 @@ def run(file: Path, overrides: Sequence[str], *, out: Path | None, seeds: int, w
     return Campaign(outcomes=tuple(outcomes), plan=plans[0], epsilon_all_runs=_together(plans))
 
 
-def resume(folder: Path, file: Path | None, overrides: Sequence[str], *, watcher: Observer) -> Campaign:
+def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Campaign:
     """Continue the run of a folder; a scenario may be given, and is then compared."""
-    scenario = load(file, overrides) if file is not None else None
     outcome = single_run.resume(folder, scenario, watcher=watcher)
     return Campaign(outcomes=(outcome,), plan=single_run.plan_in(folder), epsilon_all_runs=None)
 

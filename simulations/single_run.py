@@ -15,23 +15,27 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from flwr.app import Context, RecordDict, UserConfig
 
 from client.budget import Budget, account_name
 from common import accounting
 from common.config import Scenario, dump, load
-from common.errors import BadInputError, ScenarioError
+from common.errors import BadInputError, RunFailedError, ScenarioError
 from common.event_log import EventLog, read_entries
 from common.files import write_whole
 from common.plan import POPULATION, Plan, from_json_text, to_json
 from common.shards import write_shards
 from server.observer import Observer, RoundRecord, observer
 from simulations import datasets
-from simulations.grid import RUN_ID, Executor, InProcessGrid, Sequential
 from simulations.partition import split
 from simulations.single_plan import check_plan, plan_of
+
+if TYPE_CHECKING:
+    from flwr.app import UserConfig
+
+    from simulations.grid import Executor
 
 CLIENT_APP = "client.app:app"
 COLUMNS = (
@@ -125,9 +129,14 @@ def _refuse_difference(begun: Scenario, given: Scenario) -> None:
 
 
 def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path, watcher: Observer) -> Outcome:
+    from flwr.app import Context, RecordDict  # with torch: after everything that is wrong was refused
+
+    from server.app import app
+    from simulations.grid import RUN_ID, InProcessGrid
+
     started = time.monotonic()
     tally = _Tally(watcher)
-    with ExitStack() as stack:
+    with _stopped_by_hand(folder), ExitStack() as stack:
         shards = stack.enter_context(_scratch())
         budget = None
         if plan.unit == "record":
@@ -145,8 +154,6 @@ def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path
         )
         token = observer.set(tally)
         stack.callback(observer.reset, token)
-        from server.app import app
-
         executor.wait()
         app(grid, Context(RUN_ID, 0, {}, RecordDict(), run_config))
     epsilons = _write_clients(plan, folder, tally.refusals)
@@ -164,7 +171,16 @@ def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path
     )
 
 
-def _executor(scenario: Scenario, run_config: UserConfig) -> Executor:
+@contextmanager
+def _stopped_by_hand(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C into one line that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise RunFailedError(f"Stopped. Continue with: discreet simulate --resume {folder}") from error
+
+
+def _executor(scenario: Scenario, run_config: "UserConfig") -> "Executor":
     """The scenario's engine; `auto` takes a worker a core where that can be faster, and one process on a GPU."""
     import torch
 
@@ -173,13 +189,15 @@ def _executor(scenario: Scenario, run_config: UserConfig) -> Executor:
     alone = on_gpu or cores == 1 or scenario.server.cohort == 1
     if scenario.engine.kind == "sequential" or (scenario.engine.kind == "auto" and alone):
         torch.set_num_threads(1)  # as in a worker: the number of threads decides the last bits of a sum
+        from simulations.grid import Sequential
+
         return Sequential(CLIENT_APP, run_config)
     from simulations.workers import Workers
 
     return Workers(CLIENT_APP, run_config, count=min(scenario.engine.workers or cores, scenario.server.cohort))
 
 
-def _node_config(scenario: Scenario, shards: Path, client: int) -> UserConfig:
+def _node_config(scenario: Scenario, shards: Path, client: int) -> "UserConfig":
     return {"partition-id": client, "num-partitions": scenario.data.clients, "shards": str(shards)}
 
 

@@ -227,19 +227,19 @@ def _work(pipe: Connection, app_name: str, run_config: UserConfig) -> None:
     identify()
     app = load_app(app_name)
     warm(app_name, run_config)
-    pipe.send(None)
     blocks: dict[str, SharedMemory] = {}
-    while True:
-        try:
+    with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):  # the parent is gone, or done
+        pipe.send(None)  # ready
+        while True:
             task: _Task = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        if task.content.block not in blocks:
-            _detach(blocks)
-        message = Message(_unpack(task.content, _attach(blocks, task.content.block)), task.node_id, task.message_type)
-        context = Context(RUN_ID, task.node_id, task.node_config, _records(task.state), run_config)
-        reply = call(app, message, context)
-        pipe.send(_answer(reply, task.slot, _attach(blocks, task.slot_block)))
+            if task.content.block not in blocks:
+                _detach(blocks)
+            content = _unpack(task.content, _attach(blocks, task.content.block))
+            message = Message(content, task.node_id, task.message_type)
+            context = Context(RUN_ID, task.node_id, task.node_config, _records(task.state), run_config)
+            reply = call(app, message, context)
+            pipe.send(_answer(reply, task.slot, _attach(blocks, task.slot_block)))
+    _detach(blocks)
 
 
 def _answer(reply: Message, slot: int, block: SharedMemory) -> _Answer:
