@@ -108,6 +108,9 @@ class PrivateModel:
         refuse_unfit(model)
         # the first layer's input needs no gradient, which PyTorch remarks on and Opacus counts on
         warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
+        # Opacus unfolds activations by their strides as if they were contiguous: in another layout it would read
+        # other numbers, of other samples too, without a word
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.module = GradSampleModule(model, loss_reduction="sum")
         self._parameters = list(self.module.parameters())
 

@@ -38,10 +38,11 @@ class Trainer:
         """Build the resident model; ModelRefusedError when it cannot be trained privately."""
         self._scenario = scenario
         model = build(scenario.model, TASKS[scenario.data.dataset], seed=scenario.run.seed)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # PyTorch's stubs leave it out
         self._model: nn.Module = model.to(device(scenario.engine)).train()
         self._private = None
-        if scenario.privacy.unit == "record":
+        if scenario.privacy.unit != "record":
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # PyTorch's stubs leave it out
+        else:
             from client.private import PrivateModel  # Opacus takes seconds to import: only where it is needed
 
             self._private = PrivateModel(self._model)

@@ -10,7 +10,6 @@ What changes privacy (`[privacy]`, the sizes in `[training]`) is never in the sa
 that a run folder's `scenario.toml` says all of it.
 """
 
-import difflib
 import math
 import tomllib
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.accounting import SMALLEST_DELTA
 from common.errors import ScenarioError
+from common.validation_errors import explain
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -228,6 +228,17 @@ class Scenario(Table):
         return self
 
 
+TABLES: dict[str, tuple[type[Table], ...]] = {
+    "run": (Run,),
+    "data": (Data,),
+    "model": (Cnn, CnnOpacus, Transformer),
+    "training": (Training,),
+    "server": (Server,),
+    "privacy": (Privacy,),
+    "engine": (Engine,),
+}
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Scenario:
     """Read a scenario file, with `table.key=value` overrides, or raise ScenarioError."""
     try:
@@ -248,7 +259,7 @@ def parse(text: str, *, name: str = "scenario", overrides: Sequence[str] = ()) -
     try:
         return Scenario.model_validate(tables)
     except ValidationError as error:
-        raise ScenarioError(f"{name}: {_explain(error)}") from error
+        raise ScenarioError(f"{name}: {explain(error, TABLES)}") from error
 
 
 def dump(scenario: Scenario) -> str:
@@ -273,45 +284,3 @@ def _override(tables: dict[str, Any], override: str) -> None:
         section[name] = parsed
     else:
         section.pop(name, None)
-
-
-_TABLES: dict[str, tuple[type[Table], ...]] = {
-    "run": (Run,), "data": (Data,), "model": (Cnn, CnnOpacus, Transformer), "training": (Training,),
-    "server": (Server,), "privacy": (Privacy,), "engine": (Engine,),
-}  # fmt: skip
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem in one sentence, and how many more there are."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    place = [str(part) for part in first["loc"]]
-    if place[:1] == ["model"]:
-        del place[1:2]  # pydantic names the variant: model, cnn, key
-    key = ".".join(place)
-    if first["type"] == "extra_forbidden":
-        sentence = f"{key}: unknown key; {_nearest(place)}"
-    elif first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        sentence = f"{key}.{message}" if key else message
-    elif first["type"] == "union_tag_invalid":
-        sentence = f"model.name: expected {first['ctx']['expected_tags']}, got '{first['ctx']['tag']}'"
-    elif first["type"] == "missing":
-        sentence = f"{key}: expected a value, got none; add it"
-    else:
-        expected = first["msg"].replace("Input should be ", "").replace("Input", "").strip()
-        sentence = f"{key}: expected {expected}, got {first['input']!r}"
-    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
-    return f"{sentence}.{more}"
-
-
-def _nearest(place: list[str]) -> str:
-    if len(place) == 1:
-        known = list(_TABLES)
-    else:
-        known = sorted({name for table in _TABLES.get(place[0], ()) for name in table.model_fields})
-    close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
-    prefix = ".".join(place[:-1])
-    if close:
-        return f"did you mean {prefix + '.' if prefix else ''}{close[0]}"
-    return f"known keys are {', '.join(known)}"

@@ -9,11 +9,9 @@ Only messages of Flower's kind go through the `Grid`, so that the same strategy 
 SuperLink.
 """
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from typing import cast
 
 import numpy as np
@@ -24,18 +22,16 @@ from flwr.serverapp.strategy import Result, Strategy
 from common.config import Scenario
 from common.entropy import Entropy
 from common.errors import RunFailedError, WireError
-from common.event_log import Entry, EventLog
 from common.messages import FloatArray, Order, Refusal
-from common.plan import POPULATION, Plan
+from common.plan import Plan
 from common.wire import Frame, Scalar, decode_report, encode_order
 from server.aggregation import OrderedSum
-from server.cohorts import Clients, poisson_cohort, schedule
+from server.attempts import Attempt, Attempts
 from server.evaluation import Evaluator
 from server.global_model import GlobalModel, float32, noised
 from server.observer import RoundRecord, observer
 from server.replies import ReplyRefusedError, checked_update
 from server.run_folder import RunFolder
-from server.spending import Spending
 
 log = logging.getLogger("discreet.server")
 
@@ -62,12 +58,10 @@ class PrivateAveraging(Strategy):
     ) -> None:
         self._scenario, self._plan, self._model = scenario, plan, model
         self._folder, self._evaluator = folder, evaluator
-        self._schedule = schedule(scenario)
-        self._spending = Spending(plan)
+        self._attempts = Attempts(scenario, plan, folder)
         self._observer = observer.get()
         self._nodes: list[int] = []
-        self._cohort: Clients = np.arange(0)
-        self._attempt = 1
+        self._attempt = Attempt(round=0, number=1, cohort=np.arange(0))
         self._refused: list[tuple[int, str]] = []
         self._replies = 0
 
@@ -98,13 +92,9 @@ class PrivateAveraging(Strategy):
         done = self._resume()
         self._observer.run_started(rounds=num_rounds, done=done)
         result = Result(arrays=initial_arrays)
-        with ExitStack() as stack:
-            events = None
-            if self._plan.unit == "client":  # the coordinator keeps the one account; else the clients keep theirs
-                events = EventLog(self._folder.path / "events.jsonl")
-                stack.callback(events.close)
+        with self._attempts.open():
             for number in range(done + 1, num_rounds + 1):
-                record = self._round(grid, number, timeout_s=timeout, events=events)
+                record = self._round(grid, number, timeout_s=timeout)
                 result.arrays = self._arrays()
                 if record.metrics:
                     result.evaluate_metrics_serverapp[number] = MetricRecord(dict(record.metrics))
@@ -115,7 +105,7 @@ class PrivateAveraging(Strategy):
     ) -> Iterable[Message]:
         """Yield one order for each client of the cohort; all share one array, each has a record of its own."""
         del config, grid
-        for client in self._cohort.tolist():
+        for client in self._attempt.cohort.tolist():
             scalars = encode_order(self._order(server_round, client)).scalars
             content = RecordDict({"arrays": arrays, "order": ConfigRecord(dict(scalars))})
             yield Message(
@@ -133,11 +123,11 @@ class PrivateAveraging(Strategy):
         size = len(self._model.weights_P)
         weights = None
         if self._scenario.server.weighting == "records":
-            weights = {client: float(self._plan.records[client]) for client in self._cohort.tolist()}
-        total = OrderedSum(self._cohort.tolist(), size=size, weights=weights)
+            weights = {client: float(self._plan.records[client]) for client in self._attempt.cohort.tolist()}
+        total = OrderedSum(self._attempt.cohort.tolist(), size=size, weights=weights)
         client_of = {node: client for client, node in enumerate(self._nodes)}
         self._refused, self._replies = [], 0
-        missing = set(self._cohort.tolist())
+        missing = set(self._attempt.cohort.tolist())
         for reply in replies:
             client = client_of.get(reply.metadata.src_node_id, -1)
             if client not in missing:
@@ -188,40 +178,30 @@ class PrivateAveraging(Strategy):
         )
 
     def _resume(self) -> int:
-        """Take up the checkpoint, count what was charged before, and return how many rounds are done."""
+        """Take up the checkpoint, and return how many rounds are done."""
         saved = self._folder.load()
         done = 0 if saved is None else saved[0]
         if saved is not None:
             self._model.restore(saved[1])
         self._folder.cut_rounds(done)
-        for number, times in self._folder.attempts().items():
-            self._spending.charge(self._schedule[number - 1], times=times)
         return done
 
-    def _round(self, grid: Grid, number: int, *, timeout_s: float, events: EventLog | None) -> RoundRecord:
+    def _round(self, grid: Grid, number: int, *, timeout_s: float) -> RoundRecord:
         """Attempt a round until enough replies came, checkpoint it, and return its record."""
         started = time.monotonic()
-        private = self._plan.unit != "none"
-        before = self._folder.attempts().total() - (number - 1) if private else 0
-        for lost in itertools.count(before):
-            if lost > self._scenario.server.spare_rounds:
-                raise RunFailedError(
-                    f"Round {number}: {lost} rounds were lost so far and server.spare_rounds is "
-                    f"{self._scenario.server.spare_rounds}. Refused: {_few(self._refused)}. Start a new run with more."
-                )
-            if self._attempted(grid, number, timeout_s=timeout_s, events=events):
-                break
-            log.warning("round %d: %d replies, %s needed", number, self._replies, self._scenario.server.min_replies)
+        while not self._attempted(grid, number, timeout_s=timeout_s):
+            log.warning("round %d lost: %d replies; refused: %s", number, self._replies, _few(self._refused))
+            self._attempts.lose()
         is_last = number == self._scenario.run.rounds
         is_evaluated = is_last or number % self._scenario.server.evaluate_every == 0
         record = RoundRecord(
             round=number,
-            attempt=self._attempt,
-            cohort=len(self._cohort),
+            attempt=self._attempt.number,
+            cohort=len(self._attempt.cohort),
             replies=self._replies,
             refused=tuple(self._refused),
             metrics=self._evaluator.measure(self._model.result_P) if is_evaluated else {},
-            epsilon_max=self._spending.epsilon_max() if is_evaluated else None,
+            epsilon_max=self._attempts.epsilon_max() if is_evaluated else None,
             seconds=time.monotonic() - started,
         )
         self._folder.append_round(record)
@@ -229,30 +209,19 @@ class PrivateAveraging(Strategy):
         self._observer.round_done(record)
         return record
 
-    def _attempted(self, grid: Grid, number: int, *, timeout_s: float, events: EventLog | None) -> bool:
+    def _attempted(self, grid: Grid, number: int, *, timeout_s: float) -> bool:
         """Attempt a round once; whether enough good replies came."""
-        self._attempt = self._folder.begin(number)
-        if self._plan.unit == "client":
-            self._cohort = poisson_cohort(self._plan, Entropy())
-        else:
-            self._cohort = self._schedule[number - 1]
-        if events is not None:
-            events.append([self._charge(number)])
-        self._spending.charge(self._cohort)
-        self._observer.round_started(round_number=number, cohort=len(self._cohort))
+        self._attempt = self._attempts.begin(number)
+        self._observer.round_started(round_number=number, cohort=len(self._attempt.cohort))
         messages = self.configure_train(number, self._arrays(), ConfigRecord(), grid)
         arrays, _ = self.aggregate_train(number, _replies(grid, messages, timeout_s=timeout_s))
         return arrays is not None
-
-    def _charge(self, number: int) -> Entry:
-        event = self._plan.accounts[0].event
-        return Entry(run=self._plan.run, round=number, attempt=self._attempt, account=POPULATION, event=event)
 
     def _order(self, number: int, client: int) -> Order:
         return Order(
             run=self._plan.run,
             round=number,
-            attempt=self._attempt,
+            attempt=self._attempt.number,
             client=client,
             weights_P=_EMPTY,  # travels once, in the array that all orders share
             mechanism=self._plan.mechanism(client),
@@ -278,7 +247,7 @@ class PrivateAveraging(Strategy):
             report,
             run=self._plan.run,
             round_number=number,
-            attempt=self._attempt,
+            attempt=self._attempt.number,
             client=client,
             size=size,
             max_norm=self._plan.max_grad_norm if self._plan.unit == "client" else None,

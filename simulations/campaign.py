@@ -14,7 +14,7 @@ from common.config import Scenario
 from common.plan import Plan
 from server.observer import Observer
 from simulations import single_run
-from simulations.single_run import Outcome
+from simulations.figures import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from server.observer import Observer, RoundRecord
 from simulations.campaign import Campaign, spread
-from simulations.single_run import Outcome
+from simulations.figures import Outcome
 
 MANY = 20  # clients; with more, alike ones share a line
 PLAIN_EVERY_S = 10.0

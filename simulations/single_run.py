@@ -9,26 +9,22 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from client.budget import Budget, account_name
-from common import accounting
+from client.budget import Budget
 from common.config import Scenario, dump, load
 from common.errors import BadInputError, RunFailedError, ScenarioError
-from common.event_log import EventLog, read_entries
+from common.event_log import EventLog
 from common.files import write_whole
-from common.plan import POPULATION, Plan, from_json_text, to_json
+from common.plan import Plan, from_json_text, to_json
 from common.shards import write_shards
-from server.observer import Observer, RoundRecord, observer
+from server.observer import Observer, observer
 from simulations import datasets
+from simulations.figures import Outcome, Tally, last_metrics, write_clients
 from simulations.partition import split
 from simulations.single_plan import check_plan, plan_of
 
@@ -38,47 +34,12 @@ if TYPE_CHECKING:
     from simulations.grid import Executor
 
 CLIENT_APP = "client.app:app"
-COLUMNS = (
-    "client", "records", "sampling_rate", "noise_multiplier", "steps", "participations", "epsilon", "delta", "refusals",
-)  # fmt: skip
-
 MAY_CHANGE = {
     "run": {"name"},
     "server": {"min_replies", "round_timeout_s", "evaluate_every"},
     "engine": {"kind", "device", "workers", "physical_batch"},
     "data": {"path"},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What `simulate --json` prints.
-
-    Args:
-        run_dir: the run's folder.
-        rounds: how many are done, those before a resume included.
-        metrics: on the public test set after the last round.
-        epsilon: largest and median over the accounts, or None without privacy.
-        delta: of epsilon.
-        unit: record, client or none.
-        client_updates: used in this process.
-        client_updates_per_second: of the rounds' own time.
-        wall_seconds: from start to end of this process's run.
-    """
-
-    run_dir: str
-    rounds: int
-    metrics: dict[str, float]
-    epsilon: dict[str, float] | None
-    delta: float
-    unit: str
-    client_updates: int
-    client_updates_per_second: float
-    wall_seconds: float
-
-    def to_json(self) -> dict[str, object]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def plan_in(folder: Path) -> Plan:
@@ -135,7 +96,7 @@ def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path
     from simulations.grid import RUN_ID, InProcessGrid
 
     started = time.monotonic()
-    tally = _Tally(watcher)
+    tally = Tally(watcher)
     with _stopped_by_hand(folder), ExitStack() as stack:
         shards = stack.enter_context(_scratch())
         budget = None
@@ -156,12 +117,12 @@ def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path
         stack.callback(observer.reset, token)
         executor.wait()
         app(grid, Context(RUN_ID, 0, {}, RecordDict(), run_config))
-    epsilons = _write_clients(plan, folder, tally.refusals)
+    epsilons = write_clients(plan, folder, tally.refusals)
     wall = time.monotonic() - started
     return Outcome(
         run_dir=str(folder),
         rounds=scenario.run.rounds,
-        metrics=dict(tally.metrics) or _last_metrics(folder),
+        metrics=dict(tally.metrics) or last_metrics(folder),
         epsilon={"max": max(epsilons), "median": statistics.median(epsilons)} if epsilons else None,
         delta=plan.delta,
         unit=plan.unit,
@@ -199,62 +160,6 @@ def _executor(scenario: Scenario, run_config: "UserConfig") -> "Executor":
 
 def _node_config(scenario: Scenario, shards: Path, client: int) -> "UserConfig":
     return {"partition-id": client, "num-partitions": scenario.data.clients, "shards": str(shards)}
-
-
-def _write_clients(plan: Plan, folder: Path, refusals: Counter[int]) -> list[float]:
-    """Write clients.csv from the events on disk, and return each account's epsilon."""
-    events = folder / "events.jsonl"
-    taken = Counter(entry.account for entry in read_entries(events)) if events.exists() else Counter[str]()
-    rows = []
-    for client, records in enumerate(plan.records):
-        row: dict[str, object] = {"client": client, "records": records, "refusals": refusals[client]}
-        if plan.unit != "none":
-            event = plan.account(client).event
-            times = taken[POPULATION if plan.unit == "client" else account_name(client)]
-            row |= {
-                "sampling_rate": float(event.sampling_rate),
-                "noise_multiplier": event.noise_multiplier,
-                "steps": event.steps * times,
-                "participations": times,
-                "epsilon": accounting.epsilon((event.times(times),), delta=plan.delta) if times else 0.0,
-                "delta": plan.delta,
-            }
-        rows.append(row)
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    write_whole(folder / "clients.csv", table.to_csv(index=False))
-    return [] if plan.unit == "none" else table["epsilon"].astype(float).tolist()
-
-
-def _last_metrics(folder: Path) -> dict[str, float]:
-    """The metrics of a run that was done before."""
-    last = pd.read_csv(folder / "rounds.csv").iloc[-1]
-    return {"accuracy": float(last["accuracy"]), "loss": float(last["loss"])}
-
-
-class _Tally(Observer):
-    """Adds up what the figures need, and passes all on."""
-
-    def __init__(self, watcher: Observer) -> None:
-        self._watcher = watcher
-        self.updates, self.seconds = 0, 0.0
-        self.refusals: Counter[int] = Counter()
-        self.metrics: dict[str, float] = {}
-
-    def run_started(self, *, rounds: int, done: int) -> None:
-        self._watcher.run_started(rounds=rounds, done=done)
-
-    def round_started(self, *, round_number: int, cohort: int) -> None:
-        self._watcher.round_started(round_number=round_number, cohort=cohort)
-
-    def client_done(self) -> None:
-        self._watcher.client_done()
-
-    def round_done(self, record: RoundRecord) -> None:
-        self.updates += record.replies
-        self.seconds += record.seconds
-        self.refusals.update(client for client, _ in record.refused)
-        self.metrics = dict(record.metrics)
-        self._watcher.round_done(record)
 
 
 @contextmanager

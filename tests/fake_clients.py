@@ -1,6 +1,5 @@
 """A Flower client app that does as its message tells it; worker processes import it by name."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -79,7 +78,7 @@ def _facts(message: Message, context: Context) -> Message:
         np.zeros(1, np.float32),
         pid=os.getpid(),
         threads=torch.get_num_threads(),
-        is_spawned=int(multiprocessing.get_start_method(allow_none=True) == "spawn"),
+        draw=np.random.random(),  # noqa: NPY002 - the global state is what a fork would inherit
     )
 
 

@@ -147,14 +147,20 @@ BAD = [
     (("server.min_replies=5",), "server.min_replies: expected at most the cohort 4, got 5"),
     (("privacy.noise_multiplier=1.0",), "privacy.epsilon: expected epsilon or noise_multiplier, got both; give one"),
     (("privacy.epsilon=",), "privacy.epsilon: expected epsilon or noise_multiplier, got neither; give one"),
-    (("privacy.unit=none",), "privacy.epsilon: expected none of it with unit 'none'; remove it (--set privacy.epsilon=)"),
+    (
+        ("privacy.unit=none",),
+        "privacy.epsilon: expected none of it with unit 'none'; remove it (--set privacy.epsilon=)",
+    ),
     ((*NO_PRIVACY, "privacy.noise_multiplier=1.0"), "privacy.noise_multiplier: expected none of it with unit 'none'"),
     ((*NO_PRIVACY, "privacy.budget=1.0"), "privacy.budget: expected none of it with unit 'none'"),
     (("training.local_steps=1", "training.local_epochs=1"), "training.local_steps: expected local_steps or local_epoc"),
     (("privacy.unit=client", "server.weighting=records"), "server.weighting: expected 'uniform' with unit 'client'"),
     (("model.normalization=batch",), "model.normalization: expected 'none' or 'group' with unit 'record', got 'batch'"),
     (("data.dataset=sms-spam",), "model.name: expected 'transformer' for a text data set, got 'cnn'"),
-    (("model.name=transformer",), "model.name: expected 'cnn' or 'cnn-opacus' for an image data set, got 'transformer'"),
+    (
+        ("model.name=transformer",),
+        "model.name: expected 'cnn' or 'cnn-opacus' for an image data set, got 'transformer'",
+    ),
 ]
 
 

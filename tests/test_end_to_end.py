@@ -23,7 +23,8 @@ from common.plan import from_json_text
 from common.tasks import TASKS
 from server.observer import Observer
 from simulations import datasets
-from simulations.single_run import Outcome, simulate
+from simulations.figures import Outcome
+from simulations.single_run import simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "simulations" / "scenarios" / "digits.toml"

@@ -113,6 +113,15 @@ def test_a_step_without_noise_equals_a_plain_opacus_loop(name):
     torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_model_in_another_memory_layout_gives_the_same_gradients():
+    """Opacus reads activations by their strides: channels_last would silently mix numbers of several samples."""
+    config, task = MODELS["cnn-opacus"]
+    shard, model = records(task, 5), build(config, TASKS[task], seed=1)
+    expected = take(build(config, TASKS[task], seed=1), shard, clip=0.3, batch_size=5)
+    moved = take(model.to(memory_format=torch.channels_last), shard, clip=0.3, batch_size=5)
+    torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_a_record_is_clipped_before_it_is_added():
     """Each record moves the sum by at most the bound, a small one by its own gradient."""
     # gradients of (w x, 0) at w = 0 for class 1: x / 2. Records 0.4 and 8 give 0.2 and 4; clipped at 1: 0.2 and 1.

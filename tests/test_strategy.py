@@ -5,6 +5,7 @@ Shapes: P is the number of parameters, 182 in most tests.
 
 import functools
 import io
+import itertools
 import math
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_grid import Answer, FakeExecutor, FakeGrid, order_of, refusal, reply, weights_in
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from client.budget import Budget
@@ -29,7 +31,6 @@ from common.models.registry import build
 from common.plan import POPULATION, Account, Plan
 from common.shards import Shard
 from common.tasks import TASKS
-from fake_grid import Answer, FakeExecutor, FakeGrid, order_of, refusal, reply, weights_in
 from server.evaluation import Evaluator
 from server.global_model import GlobalModel
 from server.observer import Observer, RoundRecord, observer
@@ -456,7 +457,9 @@ def test_word_of_the_vocabulary_is_passed_on(tmp_path, word):
     assert records[0].refused == ((1, word),)
 
 
-@pytest.mark.parametrize("text", ["", "Failed", "budget-spent\n", "KeyError: 'the patient of row 17'", "<script>" * 999])
+@pytest.mark.parametrize(
+    "text", ["", "Failed", "budget-spent\n", "KeyError: 'the patient of row 17'", "<script>" * 999]
+)
 def test_any_other_text_of_a_client_becomes_failed(tmp_path, text):
     """Text from outside reaches no record, no table and no screen."""
     _, records = run(tmp_path, scenario(), but(1, lambda message: refusal(message, text)))
@@ -478,23 +481,22 @@ def test_update_sent_twice_counts_once(tmp_path):
     np.testing.assert_array_equal(weights, first_weights(of).numpy() + mean(0, 1, 2, 3))
 
 
-@pytest.mark.parametrize("node", [99, 0, 3])
+@pytest.mark.parametrize("node", [0, 99, None])
 def test_answer_of_a_node_that_was_not_asked_is_not_used(tmp_path, node):
-    """From no client of ours, or from a client outside the cohort: the update is not added, and nobody is named."""
+    """From no node of ours, or (None) from a client outside the cohort: it is not added, and nobody is named."""
     of = scenario("server.cohort=2")
-    grid_asked: list[int] = []
+    cohort = asked_in(of)
+    outside = node if node is not None else 1 + min({0, 1, 2, 3} - set(cohort))
 
     def answer(message: Message) -> list[Message]:
-        grid_asked.append(client_of(message))
-        stray = reply(message, update_of(9))
-        outside = node if node != 3 else next(n for n in range(1, 5) if n - 1 not in asked_in(of))
+        stray = reply(message, update_of(9), client=outside - 1)
         stray.metadata.__dict__["_src_node_id"] = outside
         return [stray, good(message)]
 
     weights, records = run(tmp_path, of, answer)
     assert records[0].refused == ()
     assert records[0].replies == 2
-    np.testing.assert_array_equal(weights, first_weights(of).numpy() + mean(*grid_asked))
+    np.testing.assert_array_equal(weights, first_weights(of).numpy() + mean(*cohort))
 
 
 def asked_in(of: Scenario) -> list[int]:
@@ -562,12 +564,14 @@ def test_round_with_too_few_replies_changes_nothing_and_is_tried_again(tmp_path)
 
 
 @pytest.mark.parametrize("unit", ["none", "record", "client"])
-def test_run_fails_when_the_spare_rounds_are_used_up(tmp_path, unit):
-    """One spare round: the second loss ends the run, and says who did not answer; nothing was checkpointed."""
+def test_run_fails_when_the_spare_rounds_are_used_up(tmp_path, caplog, unit):
+    """One spare round: the second loss ends the run; the log names who refused, and nothing was checkpointed."""
     of = scenario("server.min_replies=3", "server.spare_rounds=1", unit=unit)
     grid = FakeGrid(CLIENTS, failing(9))
-    with pytest.raises(RunFailedError, match=r"Round 1: 2 rounds were lost.*client 0: failed, client 1: failed"):
+    with pytest.raises(RunFailedError, match=r"Round 1: 2 rounds were lost so far and server\.spare_rounds is 1"):
         run(tmp_path, of, grid)
+    named = "round 1 lost: 2 replies; refused: client 0: failed, client 1: failed"
+    assert [record.getMessage() for record in caplog.records].count(named) == 2
     assert grid.pushes == [4, 4]
     with closing(RunFolder(tmp_path)) as folder:
         assert folder.load() is None
@@ -850,7 +854,7 @@ def test_noise_has_the_scale_of_multiplier_times_norm(tmp_path):
     total = sum(update_of(client, size, norm=0.4).astype(np.float64) for client in range(CLIENTS))
     visited.append(last.astype(np.float64))
     # q = 1 of 4 clients: everybody is asked, and the divisor is 4
-    first, second = ((after - before) * 4 - total for before, after in zip(visited, visited[1:], strict=False))
+    first, second = ((after - before) * 4 - total for before, after in itertools.pairwise(visited))
     for noise in (first, second):
         # standard error of a standard deviation: 0.75 / sqrt(2 * 9610) = 0.0054; 5.5 of them: 4e-8
         assert abs(noise.std() - 0.75) < 5.5 * 0.75 / math.sqrt(2 * size)

@@ -1,0 +1,49 @@
+"""What pydantic found wrong, in one sentence: key, expected, got, and the nearest known key."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ValidationError
+
+Tables = Mapping[str, Sequence[type[BaseModel]]]
+
+
+def explain(error: ValidationError, tables: Tables) -> str:
+    """Return the first problem in one sentence, and how many more there are.
+
+    Args:
+        error: what pydantic found.
+        tables: the known tables, each with the records that it may be.
+    """
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    place = [str(part) for part in first["loc"]]
+    if place[:1] == ["model"]:
+        del place[1:2]  # pydantic names the variant: model, cnn, key
+    key = ".".join(place)
+    if first["type"] == "extra_forbidden":
+        sentence = f"{key}: unknown key; {_nearest(place, tables)}"
+    elif first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        sentence = f"{key}.{message}" if key else message
+    elif first["type"] == "union_tag_invalid":
+        sentence = f"model.name: expected {first['ctx']['expected_tags']}, got '{first['ctx']['tag']}'"
+    elif first["type"] == "missing":
+        sentence = f"{key}: expected a value, got none; add it"
+    else:
+        expected = first["msg"].replace("Input should be ", "").replace("Input", "").strip()
+        sentence = f"{key}: expected {expected}, got {first['input']!r}"
+    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
+    return f"{sentence}.{more}"
+
+
+def _nearest(place: list[str], tables: Tables) -> str:
+    if len(place) == 1:
+        known = list(tables)
+    else:
+        known = sorted({name for table in tables.get(place[0], ()) for name in table.model_fields})
+    close = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+    prefix = ".".join(place[:-1])
+    if close:
+        return f"did you mean {prefix + '.' if prefix else ''}{close[0]}"
+    return f"known keys are {', '.join(known)}"
