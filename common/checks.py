@@ -15,14 +15,14 @@ Number = float | Fraction
 def positive(**numbers: Number) -> None:
     """Raise ValueError for the first number that is not finite and above 0 (NaN is not)."""
     for name, number in numbers.items():
-        if not (number > 0 and math.isfinite(number)):
+        if not (number > 0 and _is_finite(number)):
             raise ValueError(f"{name}: expected a number above 0, got {number}")
 
 
 def not_negative(**numbers: Number) -> None:
     """Raise ValueError for the first number that is not finite and at least 0 (NaN is not)."""
     for name, number in numbers.items():
-        if not (number >= 0 and math.isfinite(number)):
+        if not (number >= 0 and _is_finite(number)):
             raise ValueError(f"{name}: expected a number of at least 0, got {number}")
 
 
@@ -31,3 +31,10 @@ def fraction(**numbers: Number) -> None:
     for name, number in numbers.items():
         if not 0 < number <= 1:
             raise ValueError(f"{name}: expected a number above 0 and at most 1, got {number}")
+
+
+def _is_finite(number: Number) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond any float
+        return False

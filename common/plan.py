@@ -16,6 +16,7 @@ scenario are reserved for that, so the plan knows two figures: what is spent whe
 reserved. Only the second is compared with the budget.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -172,8 +173,8 @@ def to_json(plan: Plan) -> str:
         "epsilon": plan.epsilon,
         "epsilon_reserved": plan.epsilon_reserved,
         "accounts": accounts,
-        "account_of": plan.account_of,
-        "records": plan.records,
+        "account_of": _runs(plan.account_of),
+        "records": _runs(plan.records),
     }
     return json.dumps(table, indent=1) + "\n"
 
@@ -187,10 +188,19 @@ def from_json_text(text: str) -> Plan:
         unit=table["unit"],
         delta=table["delta"],
         max_grad_norm=table["max_grad_norm"],
-        records=tuple(table["records"]),
+        records=_unrolled(table["records"]),
         accounts=accounts,
-        account_of=tuple(table["account_of"]),
+        account_of=_unrolled(table["account_of"]),
     )
+
+
+def _runs(values: Sequence[int]) -> list[list[int]]:
+    """Neighbours that are equal as [value, how many]: ten thousand like clients are one line."""
+    return [[value, len(list(group))] for value, group in itertools.groupby(values)]
+
+
+def _unrolled(runs: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(value for value, count in runs for _ in range(count))
 
 
 def _silo(scenario: Scenario, records: int, *, members: int) -> Account:

@@ -10,13 +10,13 @@ this module knows nothing of Flower. Whatever does not decode raises `WireError`
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from common.errors import WireError
+from common.events import exact_rate
 from common.messages import Mechanism, Order, Report
 
 Scalar = int | float | str | bool | bytes
@@ -38,12 +38,12 @@ def encode_order(order: Order) -> Frame:
     if order.mechanism is not None:
         scalars |= {
             "sampling-rate": str(order.mechanism.sampling_rate),
-            "noise-multiplier": repr(order.mechanism.noise_multiplier),
-            "max-grad-norm": repr(order.mechanism.max_grad_norm),
+            "noise-multiplier": repr(float(order.mechanism.noise_multiplier)),
+            "max-grad-norm": repr(float(order.mechanism.max_grad_norm)),
             "steps": order.mechanism.steps,
         }
     if order.max_update_norm is not None:
-        scalars["max-update-norm"] = repr(order.max_update_norm)
+        scalars["max-update-norm"] = repr(float(order.max_update_norm))
     return Frame(scalars=scalars, array=order.weights_P)
 
 
@@ -58,7 +58,7 @@ def decode_order(frame: Frame) -> Order:
         mechanism = None
         if given:
             mechanism = Mechanism(
-                sampling_rate=Fraction(_text(frame, "sampling-rate")),
+                sampling_rate=exact_rate(_text(frame, "sampling-rate")),
                 noise_multiplier=float(_text(frame, "noise-multiplier")),
                 max_grad_norm=float(_text(frame, "max-grad-norm")),
                 steps=_whole(frame, "steps"),

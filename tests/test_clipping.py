@@ -62,10 +62,11 @@ def test_a_long_update_is_scaled_to_the_bound():
     assert clipped.dtype == np.float32
 
 
-def test_an_update_on_the_sphere_is_not_scaled():
-    """A norm of exactly the bound is inside: (3, 4) under a bound of 5."""
+@pytest.mark.parametrize("bound", [5.0, 5.0001, 6.0])
+def test_an_update_on_the_sphere_is_not_scaled(bound):
+    """A norm of exactly the bound, or a little less, is inside, and is not scaled up: (3, 4) has norm 5."""
     update = np.array([3, 4], np.float32)
-    assert clip(update, max_norm=5.0).tobytes() == update.tobytes()
+    assert clip(update, max_norm=bound).tobytes() == update.tobytes()
 
 
 def test_zero_update_is_returned_unchanged():

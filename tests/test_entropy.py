@@ -230,6 +230,23 @@ def test_normal_numbers_are_box_and_mullers():
     np.testing.assert_allclose(Entropy(KEY).normal(2), expected, rtol=1e-14)
 
 
+class Constant(Entropy):
+    """A stream of one word: what no key gives in a lifetime."""
+
+    def __init__(self, word) -> None:
+        super().__init__()
+        self.word = word
+
+    def words(self, count: int) -> np.ndarray:
+        return np.full(count, self.word, np.uint64)
+
+
+def test_the_rarest_words_give_finite_normals():
+    """Words of zeros reach sqrt(2 x 53 ln 2) = 8.5717 standard deviations, words of ones 0: nothing is infinite."""
+    assert Constant(0).normal(2).tolist() == pytest.approx([8.57167, 0.0], abs=1e-5)  # u = 2^-53, angle 0
+    assert Constant(2**64 - 1).normal(2).tolist() == pytest.approx([0.0, 0.0], abs=1e-7)  # u = 1
+
+
 def test_seeds_are_whole_numbers_that_libraries_take():
     """A seed is a fresh word without its last bit: between 0 and 2^63, and new each time."""
     entropy = Entropy(KEY)

@@ -113,6 +113,24 @@ def test_entries_survive_a_killed_process(tmp_path):
     assert read_entries(path) == [entry(1), entry(2)]
 
 
+def test_entries_are_on_the_disk_when_append_returns(tmp_path):
+    """The last thing that `append` asks of the system is to flush what it wrote, so that a power cut loses nothing."""
+    log = EventLog(tmp_path / "events.jsonl")
+    calls = []
+
+    def watch(_frame, event, function) -> None:
+        if event == "c_call" and function.__name__ in {"write", "fsync"}:
+            calls.append(function.__name__)
+
+    sys.setprofile(watch)
+    try:
+        log.append([entry(1), entry(2)])
+    finally:
+        sys.setprofile(None)
+    log.close()
+    assert calls == ["write", "fsync"]
+
+
 def test_a_killed_process_leaves_no_lock(tmp_path):
     """After a crash the log can be opened again."""
     path = tmp_path / "events.jsonl"

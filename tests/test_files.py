@@ -56,6 +56,22 @@ def test_whoever_has_the_old_file_open_reads_it_to_its_end(tmp_path):
         assert reader.read() == "old"
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path):
+    """Flush the file, rename it, flush the folder: in this order a power cut leaves the old file or the new, whole."""
+    calls = []
+
+    def watch(_frame, event, function) -> None:
+        if event == "c_call" and function.__name__ in {"fsync", "replace", "rename"}:
+            calls.append(function.__name__)
+
+    sys.setprofile(watch)
+    try:
+        write_whole(tmp_path / "file", b"x")
+    finally:
+        sys.setprofile(None)
+    assert calls == ["fsync", "replace", "fsync"]
+
+
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path):
     """When the disk takes 1000 of 5000 bytes, OSError is raised, the old file stays, and nothing lies beside it."""
     path = tmp_path / "file"
