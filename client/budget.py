@@ -62,7 +62,7 @@ class Budget:
         plan = self._plan
         if order.run != plan.run or order.client >= len(plan.account_of) or plan.unit != "record":
             return Refusal.NOT_IN_PLAN
-        if order.mechanism is None or order.mechanism != plan.mechanism(order.client):
+        if order.mechanism != plan.mechanism(order.client) or order.max_update_norm is not None:
             return Refusal.NOT_IN_PLAN
         name = account_name(order.client)
         if (order.run, order.round, order.attempt, name) in self._seen:

@@ -12,12 +12,13 @@ it: PRV (Opacus) and RDP. When they disagree nothing is reported. The central li
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from common import checks
 from common.errors import AccountingError
 from common.events import History, SampledGaussian, merged
 
@@ -25,6 +26,7 @@ FINE = 1e-4
 COARSE = 1e-3
 SMALLEST_DELTA = 1e-10
 PRV_ERROR = 0.01
+LARGEST_NOISE, SMALLEST_NOISE = 1e6, 1e-3  # beyond which no model is trained
 RDP_SLACK = 1.001
 PRV_WIDENING = 0.002
 RDP_ORDERS = (
@@ -100,7 +102,8 @@ def refuse_disagreement(verdict: Verdict) -> None:
     """Raise AccountingError when three accountants' figures cannot all be right.
 
     Guarantees:
-        Accepted only when PLD <= 1.001 RDP and PLD lies in PRV's interval widened by 0.2 %; NaN is never accepted.
+        Accepted only when PLD <= 1.001 RDP and, where PRV answers, PLD lies in its interval widened by 0.2 %.
+        NaN is never accepted.
     """
     pld, low, high = verdict.pld, verdict.prv_low, verdict.prv_high
     if not pld <= RDP_SLACK * verdict.rdp:
@@ -162,53 +165,43 @@ def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) ->
         target_epsilon: above 0.
         delta: in [1e-10, 1).
     """
+    checks.positive(target_epsilon=target_epsilon)
 
     def spent(noise_multiplier: float, grid: float) -> float:
         return epsilon((_with_noise(shape, noise_multiplier),), delta=delta, grid=grid)
 
-    low, high = _bracket(spent, target_epsilon)
-    noise = _root(spent, low, high, target=target_epsilon, grid=COARSE, tolerance=2e-4)
+    high = 1.0
+    while spent(high, COARSE) > target_epsilon:
+        high *= 2.0
+        if high > LARGEST_NOISE:
+            raise AccountingError(
+                f"No noise multiplier up to 1e6 reaches epsilon {target_epsilon}. Raise epsilon or delta."
+            )
+    noise = _root(spent, high, target=target_epsilon, grid=COARSE)
     if _is_close(spent(noise, FINE), target_epsilon):
         return noise
-    return _root(spent, noise * 0.5, noise * 1.01, target=target_epsilon, grid=FINE, tolerance=1e-3)
+    return _root(spent, noise, target=target_epsilon, grid=FINE)  # the coarse grid overstates: less noise is enough
 
 
-def _bracket(spent: Any, target: float) -> tuple[float, float]:
-    """Two noise multipliers, the lower of which spends too much and the higher not."""
-    high = 1.0
-    while spent(high, COARSE) > target:
-        high *= 2.0
-        if high > 1e6:  # noqa: PLR2004 - no such noise trains a model
-            raise AccountingError(f"No noise multiplier up to 1e6 reaches epsilon {target}. Raise epsilon or delta.")
-    low = high / 2.0
-    while spent(low, COARSE) <= target and low > 1e-3:  # noqa: PLR2004 - epsilon beyond use
-        low, high = low / 2.0, low
-    return low, high
-
-
-def _root(spent: Any, low: float, high: float, *, target: float, grid: float, tolerance: float) -> float:
+def _root(spent: Callable[[float, float], float], high: float, *, target: float, grid: float) -> float:
     """The noise multiplier, rounded up to six decimals, that spends at most `target` and nearly that.
 
-    Regula falsi on log epsilon against log noise, which is nearly a line (Illinois variant): four to six evaluations.
+    Brent's method on log epsilon against log noise, which is nearly a line. `high` is known to be enough.
     """
-    left, right = math.log(low), math.log(high)
-    f_left, f_right = (math.log(max(spent(math.exp(x), grid), 1e-12) / target) for x in (left, right))
-    side = 0
-    while not -tolerance <= f_right <= 0:
-        if f_left <= 0:
-            return math.ceil(math.exp(left) * 1e6) / 1e6
-        middle = right - (f_right + tolerance / 2) * (right - left) / (f_right - f_left)
-        middle = min(max(middle, left + 1e-3 * (right - left)), right - 1e-3 * (right - left))
-        f_middle = math.log(max(spent(math.exp(middle), grid), 1e-12) / target)
-        if f_middle > 0:
-            left, f_left = middle, f_middle
-            f_right, side = (f_right / 2 if side == 1 else f_right), 1
-        else:
-            right, f_right = middle, f_middle
-            f_left, side = (f_left / 2 if side == -1 else f_left), -1
-        if right - left < 1e-7:  # noqa: PLR2004 - the sixth decimal
-            break
-    return math.ceil(math.exp(right) * 1e6) / 1e6
+    from scipy.optimize import brentq
+
+    def excess(log_noise: float) -> float:
+        return math.log(max(spent(math.exp(log_noise), grid), 1e-12) / target)
+
+    low = high
+    while spent(low, grid) <= target:
+        low /= 2.0
+        if low < SMALLEST_NOISE:
+            return high
+    noise = math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-4))
+    while spent(noise := math.ceil(noise * 1e6) / 1e6, grid) > target:
+        noise *= 1.0001
+    return noise
 
 
 def _is_close(value: float, target: float) -> bool:

@@ -10,7 +10,6 @@ What changes privacy (`[privacy]`, the sizes in `[training]`) is never in the sa
 that a run folder's `scenario.toml` says all of it.
 """
 
-import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from common.accounting import SMALLEST_DELTA
 from common.errors import ScenarioError
 from common.validation_errors import explain
 
-PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Momentum = Annotated[float, Field(ge=0, lt=1, strict=True)]
 Activation = Literal["relu", "tanh"]
@@ -184,7 +183,7 @@ class Scenario(Table):
         server = {"cohort": clients or 1} | tables["server"]
         cohort = server["cohort"]
         known = all(isinstance(x, int) and x > 0 for x in (clients, rounds, cohort))
-        server = {"max_participations": math.ceil(rounds * cohort / clients) if known else 1} | server
+        server = {"max_participations": -(-rounds * cohort // clients) if known else 1} | server
         if tables["privacy"].get("unit") == "client":
             server = {"min_replies": 0} | server  # a Poisson cohort may be empty: noise is added all the same
         privacy = tables["privacy"]
@@ -202,7 +201,7 @@ class Scenario(Table):
         if server.cohort > data.clients:
             raise ValueError(f"server.cohort: expected at most data.clients = {data.clients}, got {server.cohort}")
         if self.run.rounds * server.cohort > server.max_participations * data.clients and privacy.unit != "client":
-            needed = math.ceil(self.run.rounds * server.cohort / data.clients)
+            needed = -(-self.run.rounds * server.cohort // data.clients)
             raise ValueError(
                 f"server.max_participations: expected at least {needed} for {self.run.rounds} rounds of "
                 f"{server.cohort} of {data.clients} clients, got {server.max_participations}; raise it or lower rounds"

@@ -32,13 +32,16 @@ class Entropy:
     def __init__(self, key: bytes | None = None) -> None:
         """Open a stream; a key is given by tests only."""
         secret = os.urandom(KEY_BYTES) if key is None else key
+        self._process = os.getpid()
         self._stream = Cipher(algorithms.AES(secret), modes.CTR(bytes(_NONCE_BYTES))).encryptor()
 
     def __reduce__(self) -> str:
         raise TypeError("Secret randomness crosses no process: open an Entropy where it is used.")
 
     def words(self, count: int) -> npt.NDArray[np.uint64]:
-        """Draw `count` uniform 64-bit words."""
+        """Draw `count` uniform 64-bit words; RuntimeError in a forked child, which would repeat its parent's."""
+        if os.getpid() != self._process:
+            raise RuntimeError("Secret randomness crosses no process: open an Entropy where it is used.")
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
 
     def bernoulli(self, count: int, *, probability: Fraction) -> npt.NDArray[np.intp]:

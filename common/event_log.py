@@ -5,10 +5,11 @@ has them. A crash in mid-append leaves a last line without its end: nothing was 
 Anything else that does not read is refused.
 """
 
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,13 @@ class EventLog:
         except BlockingIOError as error:
             os.close(self._descriptor)
             raise RunFailedError(f"{path}: another process is running this run. Wait for it, or stop it.") from error
-        self.entries = tuple(self._recover())
+        self._broken = False
+        try:
+            self._cut()
+            self.entries = tuple(read_entries(path))
+        except BaseException:
+            os.close(self._descriptor)
+            raise
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add entries durably, or raise RunFailedError."""
@@ -56,10 +63,16 @@ class EventLog:
             return
         lines = "".join(json.dumps(_plain(entry), separators=(",", ":")) + "\n" for entry in entries).encode()
         try:
+            if self._broken:
+                raise OSError("an earlier event was written in part")  # noqa: TRY301 - as a failed write below
             while lines:
                 lines = lines[os.write(self._descriptor, lines) :]
             os.fsync(self._descriptor)
         except OSError as error:
+            self._broken = True  # until the half line is gone; whole ones stay charged
+            with contextlib.suppress(OSError):
+                self._cut()
+                self._broken = False
             raise RunFailedError(
                 f"{self._path}: the event cannot be written ({error}). Nothing was trained."
             ) from error
@@ -68,13 +81,12 @@ class EventLog:
         """Let go of the file."""
         os.close(self._descriptor)
 
-    def _recover(self) -> Iterable[Entry]:
-        """Read what is there, after cutting off a last line that has no end."""
+    def _cut(self) -> None:
+        """Cut off a last line that has no end."""
         data = self._path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) != len(data):
-            os.ftruncate(self._descriptor, len(whole))
-        return read_entries(self._path)
+        whole = data.rfind(b"\n") + 1
+        if whole != len(data):
+            os.ftruncate(self._descriptor, whole)
 
 
 def read_entries(path: Path) -> list[Entry]:

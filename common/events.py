@@ -16,7 +16,7 @@ Adjacency = Literal["zero-out"]
 
 ADJACENCY: Adjacency = "zero-out"
 MAX_SEGMENTS = 64
-_RATE = re.compile(r"[0-9]{1,30}(/[0-9]{1,30})?")
+_RATE = re.compile(r"[0-9]{1,30}(/[1-9][0-9]{0,29})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,9 @@ def from_json(value: object) -> SampledGaussian:
             "adjacency": "zero-out",
             **rest,
         } if not rest and not isinstance(steps, bool):
-            try:
-                return SampledGaussian(
-                    noise_multiplier=float(noise), sampling_rate=exact_rate(rate), steps=steps, unit=unit
-                )
-            except ZeroDivisionError as error:
-                raise ValueError(f"sampling_rate: {error}") from error
+            return SampledGaussian(
+                noise_multiplier=float(noise), sampling_rate=exact_rate(rate), steps=steps, unit=unit
+            )
     raise ValueError(f"event: expected the fields of a poisson-gaussian event of this version, got {value}")
 
 

@@ -512,9 +512,9 @@ def asked_in(of: Scenario) -> list[int]:
 def test_client_that_does_not_answer_in_time_is_named(tmp_path):
     """After the deadline it is `no-answer`, and the mean is that of the others."""
     of = scenario()
-    weights, records = run(tmp_path, of, but(3, lambda _: None), timeout=0.2)
+    weights, records = run(tmp_path, of, but(3, lambda _: None), timeout=1.0)
     assert records[0].refused == ((3, "no-answer"),)
-    assert 0.2 <= records[0].seconds < 5
+    assert 1 <= records[0].seconds < 10
     np.testing.assert_array_equal(weights, first_weights(of).numpy() + mean(0, 1, 2))
 
 
@@ -529,7 +529,7 @@ def test_answer_that_comes_a_round_late_is_not_used(tmp_path):
             return None
         return [late[0], good(message)]
 
-    weights, records = run(tmp_path, of, but(3, slow), timeout=0.2)
+    weights, records = run(tmp_path, of, but(3, slow), timeout=1.0)
     assert [done.refused for done in records] == [((3, "no-answer"),), ()]
     expected = first_weights(of).numpy() + mean(0, 1, 2) + mean(0, 1, 2, 3)
     np.testing.assert_array_equal(weights, expected)
