@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.event_log import Entry, EventLog
 from common.messages import Order, Refusal
-from common.plan import Plan, from_json_text
+from common.privacy.event_log import Entry, EventLog
+from common.privacy.plan import Plan, from_json_text
 
 
 def account_name(client: int) -> str:

@@ -3,8 +3,8 @@
 Shapes: B rows of a Poisson batch, P parameters.
 
 Opacus computes and clips the gradient of each sample; the batches and the noise are drawn from a key of the operating
-system (`common.entropy`), and steps, rates and divisors come from the plan. `PrivateModel` stays in the worker from one
-client to the next; `steps` begins each order with nothing left over.
+system (`common.privacy.entropy`), and steps, rates and divisors come from the plan. `PrivateModel` stays in the worker
+from one client to the next; `steps` begins each order with nothing left over.
 """
 
 import warnings
@@ -18,9 +18,9 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.entropy import Entropy
 from common.errors import ModelRefusedError
 from common.messages import Mechanism
+from common.privacy.entropy import Entropy
 from common.shards import Shard
 
 

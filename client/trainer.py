@@ -12,15 +12,15 @@ import torch
 from torch import nn
 
 from common import flat
-from common.clipping import clip, l2_norm
 from common.config import Scenario
 from common.devices import device
-from common.entropy import Entropy
 from common.errors import RefusedError
 from common.messages import FloatArray, Order, Refusal, Report
 from common.models.registry import build
 from common.optimizers import client_optimizer
-from common.plan import local_steps
+from common.privacy.clipping import clip, l2_norm
+from common.privacy.entropy import Entropy
+from common.privacy.plan import local_steps
 from common.seeds import derive
 from common.shards import Shard
 from common.tasks import TASKS

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.accounting import SMALLEST_DELTA
 from common.errors import ScenarioError
+from common.privacy.accounting import SMALLEST_DELTA
 from common.validation_errors import explain
 
 PositiveInt = Annotated[int, Field(gt=0, le=10**9, strict=True)]

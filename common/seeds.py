@@ -1,6 +1,6 @@
 """What follows from a run's seed: data split, first weights, dropout, and without privacy batches and cohorts.
 
-Never noise, never private sampling: those come from `common.entropy`.
+Never noise, never private sampling: those come from `common.privacy.entropy`.
 
     >>> derive(7, "weights") == derive(7, "weights"), derive(7, "weights") == derive(7, "split")
     (True, False)

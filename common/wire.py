@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import WireError
-from common.events import exact_rate
 from common.messages import Mechanism, Order, Report
+from common.privacy.events import exact_rate
 
 Scalar = int | float | str | bool | bytes
 

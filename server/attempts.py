@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.config import Scenario
-from common.entropy import Entropy
 from common.errors import RunFailedError
-from common.event_log import Entry, EventLog
-from common.plan import POPULATION, Plan
+from common.privacy.entropy import Entropy
+from common.privacy.event_log import Entry, EventLog
+from common.privacy.plan import POPULATION, Plan
 from server.cohorts import Clients, poisson_cohort, schedule
 from server.run_folder import RunFolder
 from server.spending import Spending

@@ -3,15 +3,15 @@
 Units `record` and `none`: a schedule that follows from the run's seed and keeps each client's participations even, so
 that the plan can count on them. No amplification is claimed for it: whoever picks a client knows that it takes part.
 
-Unit `client`: a Poisson cohort, each client independently, drawn from `common.entropy` and told to nobody.
+Unit `client`: a Poisson cohort, each client independently, drawn from `common.privacy.entropy` and told to nobody.
 """
 
 import numpy as np
 import numpy.typing as npt
 
 from common.config import Scenario
-from common.entropy import Entropy
-from common.plan import Plan
+from common.privacy.entropy import Entropy
+from common.privacy.plan import Plan
 from common.seeds import derive
 
 Clients = npt.NDArray[np.intp]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from common import checks
 from common.config import Server
-from common.entropy import Entropy
 from common.messages import FloatArray
 from common.optimizers import server_optimizer
+from common.privacy.entropy import Entropy
 
 
 class GlobalModel:
@@ -77,7 +77,8 @@ class GlobalModel:
             self._weights_P.copy_(state["weights"])
         self._average_P, self._steps = state["average"].clone(), int(state["steps"])
         prefix = "optimizer."
-        slots = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        slots = {name.removeprefix(prefix): value.clone() for name, value in state.items() if name.startswith(prefix)}
+        self._optimizer.state.clear()
         if slots:
             self._optimizer.state[self._weights_P] = slots
 

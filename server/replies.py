@@ -3,17 +3,43 @@
 Each check refuses one reply and names why; the round goes on with the others.
 """
 
+from functools import lru_cache
+from io import BytesIO
+
 import numpy as np
 
-from common.clipping import clip, l2_norm
 from common.errors import DiscreetError
 from common.messages import FloatArray, Report
+from common.privacy.clipping import clip, l2_norm
 
 NORM_TOLERANCE = 1e-4  # rounding to float32; the sum clips again, in double precision
 
 
 class ReplyRefusedError(DiscreetError):
     """A reply is not used; the message is one word."""
+
+
+def raw_update(data: bytes, *, size: int) -> FloatArray:
+    """Return the numbers in a serialised array, or raise ReplyRefusedError.
+
+    Guarantees:
+        Only the very bytes that numpy writes for `size` float32 numbers in a row are read; no header of a sender's is
+        ever parsed, so that none can name another shape, type or file format.
+    """
+    header = _header(size)
+    if len(data) > len(header) + 4 * size:
+        raise ReplyRefusedError("wrong-size")
+    if len(data) != len(header) + 4 * size or not data.startswith(header):
+        raise ReplyRefusedError("malformed")
+    return np.frombuffer(data, np.dtype("<f4"), offset=len(header))
+
+
+@lru_cache(maxsize=8)
+def _header(size: int) -> bytes:
+    """What numpy writes before the numbers (NEP 1, version 1.0)."""
+    buffer = BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (size,)})
+    return buffer.getvalue()
 
 
 def checked_update(

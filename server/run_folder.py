@@ -25,6 +25,7 @@ from common.files import write_whole, write_whole_with
 from server.observer import RoundRecord
 
 COLUMNS = ("round", "cohort", "replies", "refused", "accuracy", "loss", "epsilon_max", "seconds")
+_HEADER = ",".join(COLUMNS) + "\n"
 
 
 class RunFolder:
@@ -41,6 +42,8 @@ class RunFolder:
         except BlockingIOError as error:
             os.close(self._lock)
             raise RunFailedError(f"{path}: another process is running this run. Wait for it, or stop it.") from error
+        for half_written in self._checkpoint.glob(".*"):  # by a process that was killed
+            half_written.unlink()
 
     def close(self) -> None:
         """Let go of the folder."""
@@ -48,17 +51,18 @@ class RunFolder:
 
     def begin(self, round_number: int) -> int:
         """Note durably that a round begins, and return which attempt at it this is."""
-        attempt = self.attempts()[round_number] + 1
-        with _guard(self.path), (self._checkpoint / "attempts.txt").open("a") as file:
-            file.write(f"{round_number}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return attempt
+        attempts = self._attempt_lines()
+        self.write("checkpoint/attempts.txt", "".join([*attempts, f"{round_number}\n"]))
+        return attempts.count(f"{round_number}\n") + 1
 
     def attempts(self) -> Counter[int]:
         """Return how often each round was begun."""
+        return Counter(int(line) for line in self._attempt_lines())
+
+    def _attempt_lines(self) -> list[str]:
         path = self._checkpoint / "attempts.txt"
-        return Counter(int(line) for line in path.read_text().split()) if path.exists() else Counter()
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [line for line in lines if line.endswith("\n")]
 
     def save(self, round_number: int, state: dict[str, Tensor]) -> None:
         """Replace the checkpoint, or raise RunFailedError with the old one whole."""
@@ -94,10 +98,9 @@ class RunFolder:
         """Add a line to rounds.csv."""
         path = self.path / "rounds.csv"
         line = io.StringIO()
-        writer = csv.DictWriter(line, COLUMNS, lineterminator="\n")
         if not path.exists():
-            writer.writeheader()
-        writer.writerow(_row(record))
+            line.write(_HEADER)
+        csv.DictWriter(line, COLUMNS, lineterminator="\n").writerow(_row(record))
         with _guard(self.path), path.open("a") as file:
             file.write(line.getvalue())
 
@@ -105,9 +108,9 @@ class RunFolder:
         """Drop lines of rounds.csv after round `last`, and a line that a crash left without its end."""
         path = self.path / "rounds.csv"
         if path.exists():
-            header, *lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= last]
-            self.write("rounds.csv", "".join([header, *kept]))
+            header, *lines = [*path.read_text().splitlines(keepends=True), ""]
+            whole = [line for line in lines if line.endswith("\n")] if header == _HEADER else []
+            self.write("rounds.csv", _HEADER + "".join(line for line in whole if int(line.split(",")[0]) <= last))
 
 
 def _row(record: RoundRecord) -> dict[str, object]:

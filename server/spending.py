@@ -9,8 +9,8 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from common.accounting import COARSE, epsilon
-from common.plan import Plan
+from common.privacy.accounting import COARSE, epsilon
+from common.privacy.plan import Plan
 
 
 class Spending:

@@ -16,21 +16,22 @@ from typing import cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.constant import SType
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from common.config import Scenario
-from common.entropy import Entropy
 from common.errors import RunFailedError, WireError
 from common.messages import FloatArray, Order, Refusal
-from common.plan import Plan
+from common.privacy.entropy import Entropy
+from common.privacy.plan import Plan
 from common.wire import Frame, Scalar, decode_report, encode_order
 from server.aggregation import OrderedSum
 from server.attempts import Attempt, Attempts
 from server.evaluation import Evaluator
 from server.global_model import GlobalModel, float32, noised
 from server.observer import RoundRecord, observer
-from server.replies import ReplyRefusedError, checked_update
+from server.replies import ReplyRefusedError, checked_update, raw_update
 from server.run_folder import RunFolder
 
 log = logging.getLogger("discreet.server")
@@ -39,7 +40,6 @@ _EMPTY = np.zeros(0, np.float32)
 _WORDS = {refusal.value for refusal in Refusal}
 
 POLL_S = 0.05
-HEADER_BYTES = 1024  # of a serialised array
 
 
 class PrivateAveraging(Strategy):
@@ -106,15 +106,9 @@ class PrivateAveraging(Strategy):
         """Yield one order for each client of the cohort; all share one array, each has a record of its own."""
         del config, grid
         for client in self._attempt.cohort.tolist():
-            scalars = encode_order(self._order(server_round, client)).scalars
-            content = RecordDict({"arrays": arrays, "order": ConfigRecord(dict(scalars))})
-            yield Message(
-                content=content,
-                dst_node_id=self._nodes[client],
-                message_type=MessageType.TRAIN,
-                ttl=self._scenario.server.round_timeout_s,
-                group_id=str(server_round),
-            )
+            order = self._order(server_round, client)
+            ttl_s = self._scenario.server.round_timeout_s
+            yield order_message(order, arrays=arrays, node=self._nodes[client], ttl_s=ttl_s)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -229,7 +223,7 @@ class PrivateAveraging(Strategy):
         )
 
     def _arrays(self) -> ArrayRecord:
-        return ArrayRecord({"weights": Array(float32(self._model.weights_P))})
+        return weights_record(float32(self._model.weights_P))
 
     def _update(self, reply: Message, number: int, client: int, size: int) -> FloatArray:
         """The update in a reply, or ReplyRefusedError with one word; nothing large is read before its size is known."""
@@ -238,10 +232,12 @@ class PrivateAveraging(Strategy):
         try:
             array = reply.content.array_records["arrays"]["update"]
             scalars = cast(dict[str, Scalar], dict(reply.content.config_records["report"]))
-            if array.dtype != "float32" or array.shape != (size,) or len(array.data) > 4 * size + HEADER_BYTES:
+            if (array.dtype, array.shape) != ("float32", (size,)):
                 raise ReplyRefusedError("wrong-size")
-            report = decode_report(Frame(scalars=scalars, array=array.numpy()))
-        except (WireError, KeyError, ValueError, TypeError, EOFError) as error:
+            if array.stype != SType.NUMPY:
+                raise ReplyRefusedError("malformed")
+            report = decode_report(Frame(scalars=scalars, array=raw_update(array.data, size=size)))
+        except (WireError, KeyError) as error:
             raise ReplyRefusedError("malformed") from error
         return checked_update(
             report,
@@ -254,10 +250,21 @@ class PrivateAveraging(Strategy):
         )
 
 
+def weights_record(weights_P: FloatArray) -> ArrayRecord:
+    """Return the record in which a model travels; all orders of a round share one."""
+    return ArrayRecord({"weights": Array(weights_P)})
+
+
+def order_message(order: Order, *, arrays: ArrayRecord, node: int, ttl_s: float) -> Message:
+    """Return the message that carries an order, without its weights, beside `arrays`."""
+    content = RecordDict({"arrays": arrays, "order": ConfigRecord(dict(encode_order(order).scalars))})
+    return Message(content, node, MessageType.TRAIN, ttl=ttl_s, group_id=str(order.round))
+
+
 def _replies(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[Message]:
     """Send orders and yield the answers as they come, until all came or the deadline is over."""
-    deadline = time.monotonic() + timeout_s
     waiting = set(grid.push_messages(messages))
+    deadline = time.monotonic() + timeout_s
     while waiting and time.monotonic() < deadline:
         came = list(grid.pull_messages(waiting))
         for reply in came:

@@ -55,8 +55,8 @@ def show(result: Mapping[str, Any]) -> None:
 def engine(repeats: int) -> dict[str, Any]:
     """Compare clients a second of the parallel engine with as many bare one-thread loops run at the same time."""
     from client.app import app as client_app  # noqa: F401 - imported before the clock starts
-    from simulations.grid import InProcessGrid
-    from simulations.workers import Workers
+    from simulations.engine.grid import InProcessGrid
+    from simulations.engine.workers import Workers
 
     scenario, cores = parse(TEXT + 'privacy = {unit = "none"}'), os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as name:
@@ -116,17 +116,14 @@ def _steps(scenario: Scenario, mechanism: Mechanism | None) -> Callable[[], floa
 
 def _engine_turn(grid: Any, scenario: Scenario) -> float:
     """Clients a second of one round through the grid."""
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-
-    from common.wire import encode_order
+    from server.strategy import order_message, weights_record
 
     started = time.perf_counter()
-    arrays = ArrayRecord({"weights": Array(_order(scenario, 0, None).weights_P)})
-    messages = []
-    for client in range(CLIENTS):
-        scalars = encode_order(_order(scenario, client, None)).scalars
-        content = RecordDict({"arrays": arrays, "order": ConfigRecord(dict(scalars))})
-        messages.append(Message(content, dst_node_id=client + 1, message_type="train"))
+    arrays = weights_record(_order(scenario, 0, None).weights_P)
+    messages = [
+        order_message(_order(scenario, client, None), arrays=arrays, node=client + 1, ttl_s=600.0)
+        for client in range(CLIENTS)
+    ]
     replies = list(grid.send_and_receive(messages))
     if any(reply.has_error() for reply in replies) or len(replies) != CLIENTS:
         raise RuntimeError("a client failed: the figure would mean nothing")

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.accounting import epsilon
 from common.config import Scenario
-from common.plan import Plan
+from common.privacy.accounting import epsilon
+from common.privacy.plan import Plan
 from server.observer import Observer
 from simulations import single_run
 from simulations.figures import Outcome

@@ -7,6 +7,7 @@ Images are scaled with public constants, texts are hashed; nothing is learnt fro
 
 import gzip
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ MNIST_FILES = {
 WRITERS_FILE = "qmnist-train-labels-idx2-int.gz"
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081  # public constants of the example programs of PyTorch and Opacus
 WRITER_COLUMN = 2
+MIN_TEXTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,12 @@ def load(scenario: Scenario) -> Dataset:
         raise DataMissingError(
             f"{name}: expected {declared} training records, the declared number that the plan counts on, got {found}. "
             f"Is this another version of the data set?"
+        )
+    expected_shape = TASKS[name].image_shape
+    if expected_shape is not None and dataset.train.features_ND.shape != (found, *expected_shape):
+        raise DataMissingError(
+            f"{name}: expected {found} images of {expected_shape}, as many as labels, got an array of "
+            f"{dataset.train.features_ND.shape}. Is this another version of the data set?"
         )
     return dataset
 
@@ -112,8 +120,13 @@ def _sms_spam(scenario: Scenario) -> Dataset:
     if not isinstance(scenario.model, Transformer):
         raise TypeError("the scenario was checked")  # config._fits_together
     path = _file(scenario, "sms-spam", "SMSSpamCollection")
-    rows = dict.fromkeys(path.read_text(encoding="utf-8").splitlines())
+    try:
+        rows = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataMissingError(f"{path}: expected a text in UTF-8, got one that does not read: {error}.") from error
     pairs = {text: label for label, _, text in (row.partition("\t") for row in rows)}
+    if len(pairs) < MIN_TEXTS:
+        raise DataMissingError(f"{path}: expected lines of label, tabulator and text, got {len(pairs)} distinct texts.")
     tokens = tokenize(list(pairs), length=scenario.model.tokens, vocabulary=scenario.model.vocabulary)
     labels = np.array([label == "spam" for label in pairs.values()], dtype=np.int64)
     return _split(tokens, labels)
@@ -138,5 +151,5 @@ def _idx(path: Path, *, dtype: str) -> npt.NDArray[Any]:
         data = gzip.decompress(path.read_bytes())
         shape = np.frombuffer(data, ">i4", count=data[3], offset=4)
         return np.frombuffer(data, dtype, offset=4 + 4 * data[3]).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise DataMissingError(f"{path}: expected a gzipped idx file, got one that does not read: {error}.") from error

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from client.budget import account_name
-from common import accounting
-from common.event_log import read_entries
 from common.files import write_whole
-from common.plan import POPULATION, Plan
+from common.privacy import accounting
+from common.privacy.event_log import read_entries
+from common.privacy.plan import POPULATION, Plan
 from server.observer import Observer, RoundRecord
 
 COLUMNS = (

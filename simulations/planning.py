@@ -9,11 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common import accounting
 from common.config import Scenario
 from common.errors import BadInputError
-from common.events import ADJACENCY, MAX_SEGMENTS, History, SampledGaussian
-from common.plan import Plan
+from common.privacy import accounting
+from common.privacy.events import ADJACENCY, MAX_SEGMENTS, History, SampledGaussian
+from common.privacy.plan import Plan
 from simulations.single_plan import check_plan, plan_of
 
 

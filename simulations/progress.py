@@ -55,8 +55,9 @@ class _Pace:
         self.updates += record.replies
         self.seconds += record.seconds
 
-    def clients_a_second(self) -> float:
-        return self.updates / self.seconds if self.seconds else 0.0
+    def speed(self) -> str:
+        rate = self.updates / self.seconds if self.seconds else 0.0
+        return f"{rate:.1f} clients/s" if rate >= 1 else f"{rate:.2g} clients/s"
 
     def left(self) -> str:
         fresh = self.done - self.begun
@@ -84,7 +85,7 @@ class PlainLines(Observer):
         self._last = now
         parts = [f"round {record.round}/{self._pace.rounds}", f"{record.replies} of {record.cohort} clients"]
         parts += [figures(record)] if record.metrics else []
-        parts += [f"{self._pace.clients_a_second():.1f} clients/s", self._pace.left()]
+        parts += [self._pace.speed(), self._pace.left()]
         _print("  ".join(parts))
 
 
@@ -124,7 +125,7 @@ class LiveLine(Observer):
     def _draw(self, round_number: int | None = None, *, completed: int | None = None) -> None:
         if self._task is None:
             return
-        pace = f"  {self._pace.clients_a_second():.1f} clients/s" if self._pace.updates else ""
+        pace = f"  {self._pace.speed()}" if self._pace.updates else ""
         self._bar.update(
             self._task,
             completed=completed,

@@ -2,9 +2,9 @@
 
 import uuid
 
-from common import accounting
 from common.config import Scenario
-from common.plan import Plan, make_plan
+from common.privacy import accounting
+from common.privacy.plan import Plan, make_plan
 from simulations.partition import declared_records
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from client.budget import Budget
 from common.config import Scenario, dump, load
 from common.errors import BadInputError, RunFailedError, ScenarioError
-from common.event_log import EventLog
 from common.files import write_whole
-from common.plan import Plan, from_json_text, to_json
+from common.privacy.event_log import EventLog
+from common.privacy.plan import Plan, from_json_text, to_json
 from common.shards import write_shards
 from server.observer import Observer, observer
 from simulations import datasets
@@ -31,7 +31,7 @@ from simulations.single_plan import check_plan, plan_of
 if TYPE_CHECKING:
     from flwr.app import UserConfig
 
-    from simulations.grid import Executor
+    from simulations.engine.executors import Executor
 
 CLIENT_APP = "client.app:app"
 MAY_CHANGE = {
@@ -93,7 +93,8 @@ def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path
     from flwr.app import Context, RecordDict  # with torch: after everything that is wrong was refused
 
     from server.app import app
-    from simulations.grid import RUN_ID, InProcessGrid
+    from simulations.engine.executors import RUN_ID
+    from simulations.engine.grid import InProcessGrid
 
     started = time.monotonic()
     tally = Tally(watcher)
@@ -150,10 +151,10 @@ def _executor(scenario: Scenario, run_config: "UserConfig") -> "Executor":
     alone = on_gpu or cores == 1 or scenario.server.cohort == 1
     if scenario.engine.kind == "sequential" or (scenario.engine.kind == "auto" and alone):
         torch.set_num_threads(1)  # as in a worker: the number of threads decides the last bits of a sum
-        from simulations.grid import Sequential
+        from simulations.engine.executors import Sequential
 
         return Sequential(CLIENT_APP, run_config)
-    from simulations.workers import Workers
+    from simulations.engine.workers import Workers
 
     return Workers(CLIENT_APP, run_config, count=min(scenario.engine.workers or cores, scenario.server.cohort))
 

@@ -8,7 +8,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from simulations.grid import REFUSED, identify
+from simulations.engine.executors import identify
+from simulations.engine.grid import REFUSED
 
 Answer = Callable[[Message], Message | list[Message] | None]
 

@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.accounting import (
+from common.errors import AccountingError
+from common.privacy.accounting import (
     COARSE,
     SMALLEST_DELTA,
     Verdict,
-    calibrate,
     check,
     epsilon,
     prv_interval,
     refuse_disagreement,
     renyi_epsilon,
 )
-from common.errors import AccountingError
-from common.events import SampledGaussian, merged
+from common.privacy.calibration import calibrate
+from common.privacy.events import SampledGaussian, merged
 
 REFERENCE = Path(
     os.environ.get(

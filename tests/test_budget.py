@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from client.budget import Budget, account_name
 from common.errors import RunFailedError
-from common.event_log import Entry, EventLog, read_entries
-from common.events import SampledGaussian
 from common.messages import Mechanism, Order, Refusal
-from common.plan import Account, Plan, to_json
+from common.privacy.event_log import Entry, EventLog, read_entries
+from common.privacy.events import SampledGaussian
+from common.privacy.plan import Account, Plan, to_json
 
 EVENT = SampledGaussian(noise_multiplier=1.1, sampling_rate=Fraction(1, 10), steps=2)
 MECHANISM = Mechanism(sampling_rate=Fraction(1, 10), noise_multiplier=1.1, max_grad_norm=0.5, steps=2)

@@ -10,14 +10,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from client.app import app, reservation
 from common import flat
 from common.config import parse
-from common.event_log import read_entries
 from common.messages import Order, Refusal
 from common.models.registry import build
-from common.plan import make_plan, to_json
+from common.privacy.event_log import read_entries
+from common.privacy.plan import make_plan, to_json
 from common.shards import Shard, write_shards
 from common.tasks import TASKS
 from common.wire import encode_order
-from simulations.grid import identify
+from simulations.engine.executors import identify
 
 TEXT = """
 run = {name = "x", rounds = 2}

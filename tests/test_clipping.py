@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from common.clipping import clip, l2_norm
+from common.privacy.clipping import clip, l2_norm
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 updates = arrays(np.float32, st.integers(0, 40), elements=finite)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import Scenario, parse
-from common.entropy import Entropy
-from common.events import SampledGaussian
-from common.plan import Account, Plan
+from common.privacy.entropy import Entropy
+from common.privacy.events import SampledGaussian
+from common.privacy.plan import Account, Plan
 from server.cohorts import poisson_cohort, schedule
 
 KEY = bytes(32)

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from common.accounting import epsilon
 from common.config import parse
-from common.event_log import read_entries
 from common.models.registry import build
-from common.plan import from_json_text
+from common.privacy.accounting import epsilon
+from common.privacy.event_log import read_entries
+from common.privacy.plan import from_json_text
 from common.tasks import TASKS
 from server.observer import Observer
 from simulations import datasets

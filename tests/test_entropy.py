@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 from scipy.stats import chi2
 
-from common.entropy import KEY_BYTES, Entropy
+from common.privacy.entropy import KEY_BYTES, Entropy
 
 KEY = bytes(range(32))
 DRAWS = 1_000_000
@@ -83,7 +83,7 @@ def test_a_stream_cannot_be_pickled_or_copied(copied):
 
 FORK = """
 import os
-from common.entropy import Entropy
+from common.privacy.entropy import Entropy
 inherited = Entropy()
 read, write = os.pipe()
 if os.fork() == 0:
@@ -260,7 +260,7 @@ def test_the_key_comes_from_the_operating_system_alone():
     """Seeding NumPy and Python fixes nothing: the same program run twice draws different numbers."""
     program = (
         "import random, numpy; random.seed(0); numpy.random.seed(0)\n"
-        "from common.entropy import Entropy; print(Entropy().words(2).tobytes().hex())"
+        "from common.privacy.entropy import Entropy; print(Entropy().words(2).tobytes().hex())"
     )
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     first, second = (

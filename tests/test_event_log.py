@@ -10,8 +10,8 @@ from fractions import Fraction
 import pytest
 
 from common.errors import RunFailedError
-from common.event_log import Entry, EventLog, read_entries
-from common.events import SampledGaussian
+from common.privacy.event_log import Entry, EventLog, read_entries
+from common.privacy.events import SampledGaussian
 
 EVENT = SampledGaussian(noise_multiplier=1.1, sampling_rate=Fraction(1, 20), steps=3)
 
@@ -20,8 +20,8 @@ import os, resource, signal, sys
 from fractions import Fraction
 from pathlib import Path
 from common.errors import RunFailedError
-from common.event_log import Entry, EventLog
-from common.events import SampledGaussian
+from common.privacy.event_log import Entry, EventLog
+from common.privacy.events import SampledGaussian
 
 path = Path(sys.argv[1])
 EVENT = SampledGaussian(noise_multiplier=1.1, sampling_rate=Fraction(1, 20), steps=3)

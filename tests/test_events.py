@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.events import SampledGaussian, from_json
+from common.privacy.events import SampledGaussian, from_json
 
 EVENT = SampledGaussian(noise_multiplier=1.1, sampling_rate=Fraction(256, 60000), steps=14062)
 

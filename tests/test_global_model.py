@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.config import Server
-from common.entropy import Entropy
+from common.privacy.entropy import Entropy
 from server.global_model import GlobalModel, float32, noised
 
 START = torch.tensor([1.0, -2.0, 3.0])

@@ -20,13 +20,14 @@ from flwr.supercore.task_identity import TaskIdentity
 from client.app import REFUSED
 from client.budget import Budget
 from common.errors import WireError
-from common.event_log import Entry, EventLog, read_entries
-from common.events import SampledGaussian
 from common.messages import Mechanism, Order, Refusal
-from common.plan import Account, Plan
+from common.privacy.event_log import Entry, EventLog, read_entries
+from common.privacy.events import SampledGaussian
+from common.privacy.plan import Account, Plan
 from common.wire import encode_order
-from simulations.grid import Executor, InProcessGrid, Sequential, load_app
-from simulations.workers import Workers
+from simulations.engine.executors import Executor, Sequential, load_app
+from simulations.engine.grid import InProcessGrid
+from simulations.engine.workers import Workers
 
 APP = "fake_clients:app"
 NOTHING = np.zeros(0, np.float32)

@@ -6,12 +6,12 @@ from fractions import Fraction
 
 import pytest
 
-from common.accounting import epsilon
 from common.config import Training, parse
 from common.errors import PlanRefusedError, ScenarioError
-from common.events import SampledGaussian
 from common.messages import Mechanism
-from common.plan import Account, Plan, from_json_text, local_steps, make_plan, to_json
+from common.privacy.accounting import epsilon
+from common.privacy.events import SampledGaussian
+from common.privacy.plan import Account, Plan, from_json_text, local_steps, make_plan, to_json
 
 SCENARIO = """
 run = {name = "x", rounds = 5}

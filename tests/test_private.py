@@ -14,10 +14,10 @@ from torch.nn import functional
 from client.private import PrivateModel, PrivateOptimizer, refuse_unfit
 from common import flat
 from common.config import Cnn, CnnOpacus, Transformer
-from common.entropy import Entropy
 from common.errors import ModelRefusedError
 from common.messages import Mechanism
 from common.models.registry import build
+from common.privacy.entropy import Entropy
 from common.shards import Shard
 from common.tasks import TASKS
 

@@ -5,9 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from common.accounting import COARSE, epsilon
-from common.events import SampledGaussian
-from common.plan import Account, Plan
+from common.privacy.accounting import COARSE, epsilon
+from common.privacy.events import SampledGaussian
+from common.privacy.plan import Account, Plan
 from server.spending import Spending
 
 DELTA = 1e-5

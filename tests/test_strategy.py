@@ -24,11 +24,11 @@ from client.budget import Budget
 from common import flat
 from common.config import Scenario, parse
 from common.errors import RunFailedError
-from common.event_log import EventLog, read_entries
-from common.events import SampledGaussian
 from common.messages import Refusal
 from common.models.registry import build
-from common.plan import POPULATION, Account, Plan
+from common.privacy.event_log import EventLog, read_entries
+from common.privacy.events import SampledGaussian
+from common.privacy.plan import POPULATION, Account, Plan
 from common.shards import Shard
 from common.tasks import TASKS
 from server.evaluation import Evaluator
@@ -36,7 +36,7 @@ from server.global_model import GlobalModel
 from server.observer import Observer, RoundRecord, observer
 from server.run_folder import RunFolder
 from server.strategy import PrivateAveraging
-from simulations.grid import InProcessGrid
+from simulations.engine.grid import InProcessGrid
 
 CLIENTS = 4
 RECORDS = (10, 30, 20, 40)
@@ -424,7 +424,7 @@ HOSTILE: dict[str, tuple[Answer, str]] = {
     "a size of terabytes": (claiming(header(SHAPE.format(10**13))), "malformed"),
     "a size beyond 64 bits": (claiming(header(SHAPE.format(10**30))), "malformed"),
     "a torn archive": (claiming(b"PK\x03\x04" + bytes(60)), "malformed"),
-    "an archive of arrays": (claiming(archive(packed(GOOD))), "malformed"),
+    "an archive of arrays": (claiming(archive(packed(GOOD))), "wrong-size"),
     "a foreign kind of array": (lambda m: reply(m, Array("float32", (182,), "pickle", packed(GOOD))), "malformed"),
 }
 
@@ -770,7 +770,7 @@ def dying_in(number: int) -> Answer:
 
 
 def epsilon_of(of: Scenario, *, times: int) -> float:
-    from common.accounting import COARSE, epsilon
+    from common.privacy.accounting import COARSE, epsilon
 
     return epsilon((plan(of).accounts[0].event.times(times),), delta=1e-5, grid=COARSE)
 

@@ -24,9 +24,10 @@ from safetensors.torch import load_file
 from common.config import parse
 from common.errors import RunFailedError
 from server.observer import Observer
-from simulations.grid import InProcessGrid, Sequential
+from simulations.engine.executors import Sequential
+from simulations.engine.grid import InProcessGrid
+from simulations.engine.workers import MAX_DEATHS, SLOTS, Workers
 from simulations.single_run import simulate
-from simulations.workers import MAX_DEATHS, SLOTS, Workers
 
 APP = "fake_clients:app"
 SHARED = Path("/dev/shm")  # noqa: S108 - where Linux keeps shared memory
@@ -259,8 +260,8 @@ def test_run_ends_when_workers_die_again_and_again():
 ORPHANS = """
 import sys, time
 from fake_clients import message_to
-from simulations.grid import InProcessGrid
-from simulations.workers import Workers
+from simulations.engine.grid import InProcessGrid
+from simulations.engine.workers import Workers
 
 workers = Workers("fake_clients:app", {}, count=2)
 workers.wait()

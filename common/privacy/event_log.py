@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import RunFailedError
-from common.events import SampledGaussian, from_json
+from common.privacy.events import SampledGaussian, from_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,30 +17,17 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.common.constant import ErrorCode
 
 from common.errors import RunFailedError
 from common.messages import Refusal
-from simulations.grid import RUN_ID, call, identify, load_app, warm
+from simulations.engine.executors import RUN_ID, call, identify, load_app, warm
+from simulations.engine.parcels import Parcel, pack, plain, records, unpack
 
 SLOTS = 2
 SPARE_BYTES = 1 << 16
 MAX_DEATHS = 3  # of workers in a row, none of which answered anything
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Parcel:
-    """A message's records, their arrays lying in shared memory.
-
-    Args:
-        arrays: for each record its arrays: name, dtype, shape, kind, start and length in the block.
-        records: the other records by name.
-    """
-
-    block: str
-    arrays: dict[str, list[tuple[str, str, tuple[int, ...], str, int, int]]]
-    records: dict[str, tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +38,11 @@ class _Task:
     slot_block: str
     message_type: str
     message_id: str
+    group_id: str
+    ttl_s: float
     node_id: int
     node_config: UserConfig
-    content: _Parcel
+    content: Parcel
     state: dict[str, tuple[str, dict[str, Any]]]
 
 
@@ -62,7 +51,7 @@ class _Answer:
     """What a worker says: a parcel, or an error."""
 
     slot: int
-    content: _Parcel | None
+    content: Parcel | None
     error: tuple[int, str] | None = None
 
 
@@ -89,7 +78,7 @@ class Workers:
     def __init__(self, app: str, run_config: UserConfig, *, count: int) -> None:
         """Start the workers; they import their libraries while the parent goes on."""
         self._app, self._run_config = app, run_config
-        self._laid_out: tuple[dict[str, ArrayRecord], _Parcel] | None = None
+        self._laid_out: tuple[dict[str, ArrayRecord], Parcel] | None = None
         self._blocks: dict[str, SharedMemory] = {}
         self._deaths = 0
         self._workers = [self._start() for _ in range(count)]
@@ -107,7 +96,7 @@ class Workers:
         """Hand a message to the worker that has the least to do."""
         worker = max(self._workers, key=lambda worker: len(worker.free))
         content = self._lay_out(message.content)
-        self._ask(worker, message, content, node_config, _plain(state))
+        self._ask(worker, message, content, node_config, plain(state))
 
     def answers(self, timeout_s: float) -> list[Message]:
         """Return the answers that are there, after waiting for at most `timeout_s` for the first."""
@@ -140,7 +129,7 @@ class Workers:
         return _Worker(process=process, pipe=ours, slots=[], free=list(range(SLOTS)))
 
     def _ask(
-        self, worker: _Worker, message: Message, content: _Parcel, node_config: UserConfig, state: dict[str, Any]
+        self, worker: _Worker, message: Message, content: Parcel, node_config: UserConfig, state: dict[str, Any]
     ) -> None:
         needed = sum(length for arrays in content.arrays.values() for *_, length in arrays) + SPARE_BYTES
         if not worker.asked and (not worker.slots or worker.slots[0].size < needed):
@@ -152,6 +141,8 @@ class Workers:
             slot_block=worker.slots[slot].name,
             message_type=message.metadata.message_type,
             message_id=message.metadata.message_id,
+            group_id=message.metadata.group_id,
+            ttl_s=message.metadata.ttl,
             node_id=message.metadata.dst_node_id,
             node_config=node_config,
             content=content,
@@ -199,7 +190,7 @@ class Workers:
             self._ask(fresh, message, task.content, task.node_config, task.state)
         return [Message(Error(ErrorCode.CLIENT_APP_CRASHED, Refusal.WORKER_DIED.value), reply_to=lost)]
 
-    def _lay_out(self, content: RecordDict) -> _Parcel:
+    def _lay_out(self, content: RecordDict) -> Parcel:
         """Put a message's arrays into shared memory, once for all messages that share them."""
         arrays = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
         if self._laid_out is None or not _same(self._laid_out[0], arrays):
@@ -208,14 +199,17 @@ class Workers:
             size = sum(len(array.data) for record in arrays.values() for array in record.values())
             block = SharedMemory(create=True, size=max(size, 1))
             self._blocks[block.name] = block
-            self._laid_out = (arrays, _pack(arrays, block))
+            self._laid_out = (arrays, pack(arrays, block))
         laid = self._laid_out[1]
-        return _Parcel(block=laid.block, arrays=laid.arrays, records=_plain(content))
+        return Parcel(block=laid.block, arrays=laid.arrays, records=plain(content))
 
 
 def _same(left: dict[str, ArrayRecord], right: dict[str, ArrayRecord]) -> bool:
     """Whether two messages hold the very same arrays."""
-    return left.keys() == right.keys() and all(left[name] is right[name] for name in left)
+    return left.keys() == right.keys() and all(
+        left[name].keys() == right[name].keys() and all(left[name][key] is right[name][key] for key in left[name])
+        for name in left
+    )
 
 
 def _work(pipe: Connection, app_name: str, run_config: UserConfig) -> None:
@@ -234,9 +228,10 @@ def _work(pipe: Connection, app_name: str, run_config: UserConfig) -> None:
             task: _Task = pipe.recv()
             if task.content.block not in blocks:
                 _detach(blocks)
-            content = _unpack(task.content, _attach(blocks, task.content.block))
-            message = Message(content, task.node_id, task.message_type)
-            context = Context(RUN_ID, task.node_id, task.node_config, _records(task.state), run_config)
+            content = unpack(task.content, _attach(blocks, task.content.block))
+            message = Message(content, task.node_id, task.message_type, ttl=task.ttl_s, group_id=task.group_id)
+            message.metadata.__dict__["_message_id"] = task.message_id
+            context = Context(RUN_ID, task.node_id, task.node_config, records(task.state), run_config)
             reply = call(app, message, context)
             pipe.send(_answer(reply, task.slot, _attach(blocks, task.slot_block)))
     _detach(blocks)
@@ -248,67 +243,15 @@ def _answer(reply: Message, slot: int, block: SharedMemory) -> _Answer:
     arrays = {name: record for name, record in reply.content.items() if isinstance(record, ArrayRecord)}
     if sum(len(array.data) for record in arrays.values() for array in record.values()) > block.size:
         return _Answer(slot=slot, content=None, error=(int(ErrorCode.UNKNOWN), Refusal.FAILED.value))
-    parcel = _pack(arrays, block)
-    return _Answer(slot=slot, content=_Parcel(block=block.name, arrays=parcel.arrays, records=_plain(reply.content)))
+    parcel = pack(arrays, block)
+    return _Answer(slot=slot, content=Parcel(block=block.name, arrays=parcel.arrays, records=plain(reply.content)))
 
 
 def _reply(message: Message, answer: _Answer, slot: SharedMemory) -> Message:
     if answer.content is None:
         code, reason = answer.error or (int(ErrorCode.UNKNOWN), Refusal.FAILED.value)
         return Message(Error(code, reason), reply_to=message)
-    return Message(_unpack(answer.content, slot), reply_to=message)
-
-
-def _pack(records: dict[str, ArrayRecord], block: SharedMemory) -> _Parcel:
-    """Copy arrays into a block."""
-    arrays: dict[str, list[tuple[str, str, tuple[int, ...], str, int, int]]] = {}
-    start = 0
-    for name, record in records.items():
-        arrays[name] = []
-        for key, array in record.items():
-            length = len(array.data)
-            _view(block)[start : start + length] = array.data
-            arrays[name].append((key, array.dtype, array.shape, array.stype, start, length))
-            start += length
-    return _Parcel(block=block.name, arrays=arrays, records={})
-
-
-def _unpack(parcel: _Parcel, block: SharedMemory) -> RecordDict:
-    """Copy arrays out of a block, and make records of the rest."""
-    content = _records(parcel.records)
-    for name, arrays in parcel.arrays.items():
-        content[name] = ArrayRecord(
-            {
-                key: Array(dtype, shape, stype, bytes(_view(block)[start : start + length]))
-                for key, dtype, shape, stype, start, length in arrays
-            }
-        )
-    return content
-
-
-def _plain(content: RecordDict) -> dict[str, tuple[str, dict[str, Any]]]:
-    """The records that hold no arrays, as plain values."""
-    return {
-        name: ("config" if isinstance(record, ConfigRecord) else "metric", dict(record))
-        for name, record in content.items()
-        if not isinstance(record, ArrayRecord)
-    }
-
-
-def _records(plain: dict[str, tuple[str, dict[str, Any]]]) -> RecordDict:
-    return RecordDict(
-        {
-            name: ConfigRecord(values) if kind == "config" else MetricRecord(values)
-            for name, (kind, values) in plain.items()
-        }
-    )
-
-
-def _view(block: SharedMemory) -> memoryview:
-    """The memory of a block that is open."""
-    if block.buf is None:
-        raise ValueError(f"{block.name} is closed")
-    return block.buf
+    return Message(unpack(answer.content, slot), reply_to=message)
 
 
 def _attach(blocks: dict[str, SharedMemory], name: str) -> SharedMemory:

@@ -1,7 +1,8 @@
 """Privacy events: what was done to an account's data.
 
-An event is a frozen fact, kept apart from the accountants that count it (`common.accounting`): events are stored,
-epsilon never is. A stored field is never removed and never changes its meaning; a new kind of event is a new record.
+An event is a frozen fact, kept apart from the accountants that count it (`common.privacy.accounting`): events are
+stored, epsilon never is. A stored field is never removed and never changes its meaning; a new kind of event is a new
+record.
 """
 
 import re

@@ -12,105 +12,20 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from importlib import import_module
-from typing import Protocol
+from copy import deepcopy
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict, UserConfig
-from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict, UserConfig
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import REFUSED, order_in, reservation
 from client.budget import Budget
 from common.errors import WireError
 from common.messages import Refusal
+from simulations.engine.executors import Executor, identify
 
 POLL_S = 0.2
-RUN_ID = 1
-
-
-def identify() -> None:
-    """Tell Flower who this process is, without which it makes no message."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, 0, 0
-
-
-class Executor(Protocol):
-    """Where a client's app is called."""
-
-    def wait(self) -> None:
-        """Wait until it is ready."""
-
-    def has_room(self) -> bool:
-        """Whether another message can be submitted now."""
-
-    def submit(self, message: Message, node_config: UserConfig, state: RecordDict) -> None:
-        """Take a message to be answered."""
-
-    def answers(self, timeout_s: float) -> list[Message]:
-        """Return the answers that are there, after waiting for at most `timeout_s` for the first."""
-
-    def close(self) -> None:
-        """Stop, and free what is held."""
-
-
-class Sequential:
-    """Calls the app here, one message after the other."""
-
-    def __init__(self, app: str, run_config: UserConfig) -> None:
-        self._name, self._app, self._run_config = app, load_app(app), run_config
-        self._task: tuple[Message, Context] | None = None
-
-    def wait(self) -> None:
-        """Prepare the app."""
-        warm(self._name, self._run_config)
-
-    def has_room(self) -> bool:
-        """Whether another message can be submitted now."""
-        return self._task is None
-
-    def submit(self, message: Message, node_config: UserConfig, state: RecordDict) -> None:
-        """Take a message to be answered."""
-        context = Context(RUN_ID, message.metadata.dst_node_id, node_config, state, self._run_config)
-        self._task = (message, context)
-
-    def answers(self, timeout_s: float) -> list[Message]:
-        """Answer the message that was submitted."""
-        del timeout_s
-        if self._task is None:
-            return []
-        message, context = self._task
-        self._task = None
-        return [call(self._app, message, context)]
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def load_app(name: str) -> ClientApp:
-    """Import an app by `module:attribute`."""
-    module, _, attribute = name.partition(":")
-    app = getattr(import_module(module), attribute)
-    if not isinstance(app, ClientApp):
-        raise TypeError(f"{name}: expected a ClientApp, got {type(app).__name__}")
-    return app
-
-
-def warm(name: str, run_config: UserConfig) -> None:
-    """Let an app's module prepare itself, where it has a function `warm`."""
-    prepare = getattr(import_module(name.partition(":")[0]), "warm", None)
-    if prepare is not None:
-        prepare(run_config)
-
-
-def call(app: ClientApp, message: Message, context: Context) -> Message:
-    """Return the app's answer, or an error with a fixed word: the text of an exception stays here."""
-    try:
-        return app(message, context)
-    except Exception:  # noqa: BLE001 - whatever a foreign app raises is an error reply, as in a deployment
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, Refusal.FAILED.value), reply_to=message)
 
 
 class InProcessGrid(Grid):
@@ -178,7 +93,8 @@ class InProcessGrid(Grid):
             self._done.extend(self._executor.answers(POLL_S))
             self._dispatch()
         came = [message for message in self._done if message.metadata.reply_to_message_id in wanted]
-        self._done.clear()  # what nobody waits for any more came too late
+        others = [message for message in self._done if message.metadata.reply_to_message_id not in wanted]
+        self._done = deque(message for message in others if _is_alive(message))
         return came
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -193,13 +109,8 @@ class InProcessGrid(Grid):
         return replies
 
     def _own(self, message: Message) -> Message:
-        """Give a message an id and a record of its own; arrays are immutable and stay shared."""
-        content = RecordDict(
-            {
-                name: ConfigRecord(dict(record)) if isinstance(record, ConfigRecord) else record
-                for name, record in message.content.items()
-            }
-        )
+        """Give a message an id and records of its own; the arrays in them are immutable and stay shared."""
+        content = RecordDict({name: _copied(record) for name, record in message.content.items()})
         own = Message(
             content,
             message.metadata.dst_node_id,
@@ -230,6 +141,18 @@ class InProcessGrid(Grid):
         """Hand messages to the executor as long as it has room."""
         while self._queue and self._executor.has_room():
             message, state = self._queue.popleft()
-            if time.time() < message.metadata.created_at + message.metadata.ttl:
+            if _is_alive(message):
                 client = message.metadata.dst_node_id - 1
                 self._executor.submit(message, self._node_config(client), state)
+
+
+def _copied(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | ConfigRecord | MetricRecord:
+    if isinstance(record, ArrayRecord):
+        return ArrayRecord(dict(record))
+    if isinstance(record, MetricRecord):
+        return MetricRecord(deepcopy(dict(record)))
+    return ConfigRecord(deepcopy(dict(record)))
+
+
+def _is_alive(message: Message) -> bool:
+    return time.time() < message.metadata.created_at + message.metadata.ttl

@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from common.accounting import calibrate, epsilon
 from common.config import Privacy, Scenario, Training
 from common.errors import PlanRefusedError, ScenarioError
-from common.events import ADJACENCY, SampledGaussian, from_json
 from common.messages import Mechanism
+from common.privacy.accounting import epsilon
+from common.privacy.calibration import calibrate
+from common.privacy.events import ADJACENCY, SampledGaussian, from_json
 
 POPULATION = "population"
 

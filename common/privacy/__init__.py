@@ -1,0 +1,1 @@
+"""Events, accountants, the plan, secret randomness and clipping: what privacy rests on."""

@@ -1,0 +1,1 @@
+"""The in-process grid, and where it calls the clients' app."""
