@@ -6,9 +6,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from common.config import Scenario
 from common.errors import BadInputError
 from common.privacy import accounting
@@ -50,6 +47,9 @@ def report(scenario: Scenario, *, check: bool) -> dict[str, Any]:
 
 def show(table: Mapping[str, Any]) -> None:
     """Print a plan for people."""
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     if table["unit"] == "none":
         console.print("Without privacy: no noise, no accounts, and no protection of the records.")
@@ -105,6 +105,8 @@ def verdict_of(answer: accounting.Verdict) -> dict[str, Any]:
 
 def show_verdict(table: Mapping[str, Any]) -> None:
     """Print epsilon for people."""
+    from rich.console import Console
+
     Console().print(f"ε = {table['pld']:.4f} at δ = {table['delta']:g}, {table['adjacency']} adjacency")
     Console().print(_in_words(table))
 

@@ -15,6 +15,8 @@ from common.privacy.accounting import COARSE, FINE, epsilon
 from common.privacy.events import SampledGaussian
 
 LARGEST_NOISE, SMALLEST_NOISE = 1e6, 1e-3  # beyond which no model is trained
+FIRST_STEP, FURTHER_STEP = 1.2, 2.0  # how the search widens around a guess
+AIM = 0.9993  # of the target, so that rounding does not exceed it
 
 
 def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) -> float:
@@ -36,38 +38,41 @@ def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) ->
     def spent(noise_multiplier: float, grid: float) -> float:
         return epsilon((_with_noise(shape, noise_multiplier),), delta=delta, grid=grid)
 
-    high = 1.0
-    while spent(high, COARSE) > target_epsilon:
-        high *= 2.0
-        if high > LARGEST_NOISE:
-            raise AccountingError(
-                f"No noise multiplier up to 1e6 reaches epsilon {target_epsilon}. Raise epsilon or delta."
-            )
-    noise = _root(spent, high, target=target_epsilon, grid=COARSE)
-    if _is_close(spent(noise, FINE), target_epsilon):
-        return noise
-    return _root(spent, noise, target=target_epsilon, grid=FINE)  # the coarse grid overstates: less noise is enough
+    # where the noise is to be looked for: Abadi et al. 2016, Theorem 1, whose constant is about the square root of 2
+    guess = float(shape.sampling_rate) * math.sqrt(2 * shape.steps * math.log(1 / delta)) / target_epsilon
+    noise = _root(spent, guess, target=target_epsilon, grid=COARSE)
+    if not _is_close(spent(noise, FINE), target_epsilon):  # the coarse grid overstates: less noise is enough
+        noise = _root(spent, noise, target=target_epsilon, grid=FINE)
+    while spent(noise, FINE) > target_epsilon:
+        noise = _rounded_up(noise * 1.0002)
+    return noise
 
 
-def _root(spent: Callable[[float, float], float], high: float, *, target: float, grid: float) -> float:
-    """The noise multiplier, rounded up to six decimals, that spends at most `target` and nearly that.
+def _root(spent: Callable[[float, float], float], guess: float, *, target: float, grid: float) -> float:
+    """The noise multiplier, rounded up to six decimals, that spends `target` but for a part in a thousand.
 
-    Brent's method on log epsilon against log noise, which is nearly a line. `high` is known to be enough.
+    Brent's method on log epsilon against log noise, which is nearly a line.
     """
     from scipy.optimize import brentq
 
     def excess(log_noise: float) -> float:
-        return math.log(max(spent(math.exp(log_noise), grid), 1e-12) / target)
+        return math.log(max(spent(math.exp(log_noise), grid), 1e-12) / (target * AIM))
 
-    low = high
-    while spent(low, grid) <= target:
-        low /= 2.0
+    low = high = min(max(guess, SMALLEST_NOISE), LARGEST_NOISE)
+    low, high = low / FIRST_STEP, high * FIRST_STEP
+    while spent(high, grid) > target * AIM:
+        low, high = high, high * FURTHER_STEP
+        if high > LARGEST_NOISE:
+            raise AccountingError(f"No noise multiplier up to 1e6 reaches epsilon {target}. Raise epsilon or delta.")
+    while spent(low, grid) <= target * AIM:
+        low, high = low / FURTHER_STEP, low
         if low < SMALLEST_NOISE:
-            return high
-    noise = math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-4))
-    while spent(noise := math.ceil(noise * 1e6) / 1e6, grid) > target:
-        noise *= 1.0001
-    return noise
+            return _rounded_up(high)
+    return _rounded_up(math.exp(brentq(excess, math.log(low), math.log(high), xtol=4e-4)))
+
+
+def _rounded_up(noise: float) -> float:
+    return math.ceil(noise * 1e6) / 1e6
 
 
 def _is_close(value: float, target: float) -> bool:
