@@ -69,7 +69,7 @@ def epsilon(history: History, *, delta: float, grid: float = FINE) -> float:
 
     Source: Doroshenko et al. 2022, https://arxiv.org/abs/2207.04380.
     """
-    _check_delta(delta)
+    check_delta(delta)
     if not history:
         return 0.0
     total: Any = None
@@ -120,7 +120,7 @@ def renyi_epsilon(history: History, *, delta: float) -> float:
     """
     import dp_accounting
 
-    _check_delta(delta)
+    check_delta(delta)
     if not history:
         return 0.0
     with _quiet():
@@ -140,7 +140,7 @@ def prv_interval(history: History, *, delta: float) -> tuple[float, float, float
     with _quiet():
         from opacus.accountants import PRVAccountant
 
-        _check_delta(delta)
+        check_delta(delta)
         accountant = PRVAccountant()
         accountant.history = [(e.noise_multiplier, float(e.sampling_rate), e.steps) for e in merged(history)]
         distribution = accountant._get_dprv(eps_error=PRV_ERROR, delta_error=delta / 1000)  # noqa: SLF001 - its bounds
@@ -162,7 +162,8 @@ def _one_step(noise_multiplier: float, sampling_rate: float, grid: float) -> Any
         )
 
 
-def _check_delta(delta: float) -> None:
+def check_delta(delta: float) -> None:
+    """Raise AccountingError for a delta that no accountant can be asked about."""
     if not SMALLEST_DELTA <= delta < 1:
         raise AccountingError(
             f"delta: expected a number from {SMALLEST_DELTA} to below 1, got {delta}. Smaller ones drown in rounding."

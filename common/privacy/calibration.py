@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from common import checks
 from common.errors import AccountingError
-from common.privacy.accounting import COARSE, FINE, epsilon
+from common.privacy.accounting import COARSE, FINE, check_delta, epsilon
 from common.privacy.events import SampledGaussian
 
 LARGEST_NOISE, SMALLEST_NOISE = 1e6, 1e-3  # beyond which no model is trained
@@ -34,6 +34,7 @@ def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) ->
         delta: in [1e-10, 1).
     """
     checks.positive(target_epsilon=target_epsilon)
+    check_delta(delta)
 
     def spent(noise_multiplier: float, grid: float) -> float:
         return epsilon((_with_noise(shape, noise_multiplier),), delta=delta, grid=grid)
