@@ -150,7 +150,7 @@ def test_an_order_that_does_not_fit_is_refused(text, changes, data, word):
 def test_an_update_that_is_not_finite_does_not_leave():
     """Training that a bad record or a wild learning rate blew up is refused, not sent."""
     plain, bad = scenario(PLAIN), shard(0)
-    bad.features_ND[3] = np.nan
+    bad.features_ND[:] = np.nan
     with pytest.raises(RefusedError) as refused:
         Trainer(plain).train(order(plain), bad)
     assert refused.value.word is Refusal.FAILED

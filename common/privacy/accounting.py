@@ -4,6 +4,7 @@ Epsilon is what the PLD accountant says (privacy loss distributions, dp-accounti
 it: PRV (Opacus) and RDP. When they disagree nothing is reported. The central limit theorem is no bound and is not here.
 
     >>> from fractions import Fraction
+    >>> from common.privacy.events import SampledGaussian
     >>> one = SampledGaussian(noise_multiplier=1.0, sampling_rate=Fraction(1), steps=1)
     >>> round(epsilon((one,), delta=1e-5), 4)
     4.3772

@@ -16,7 +16,7 @@ from common.privacy.events import SampledGaussian
 
 LARGEST_NOISE, SMALLEST_NOISE = 1e6, 1e-3  # beyond which no model is trained
 FIRST_STEP, FURTHER_STEP = 1.2, 2.0  # how the search widens around a guess
-AIM = 0.9993  # of the target, so that rounding does not exceed it
+AIM = 0.9997  # of the target, so that rounding does not exceed it
 
 
 def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) -> float:
@@ -50,7 +50,7 @@ def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) ->
 
 
 def _root(spent: Callable[[float, float], float], guess: float, *, target: float, grid: float) -> float:
-    """The noise multiplier, rounded up to six decimals, that spends `target` but for a part in a thousand.
+    """The noise multiplier, rounded up to six decimals, that spends `target` but for a few parts in ten thousand.
 
     Brent's method on log epsilon against log noise, which is nearly a line.
     """
@@ -69,7 +69,7 @@ def _root(spent: Callable[[float, float], float], guess: float, *, target: float
         low, high = low / FURTHER_STEP, low
         if low < SMALLEST_NOISE:
             return _rounded_up(high)
-    return _rounded_up(math.exp(brentq(excess, math.log(low), math.log(high), xtol=4e-4)))
+    return _rounded_up(math.exp(brentq(excess, math.log(low), math.log(high), xtol=1e-4)))
 
 
 def _rounded_up(noise: float) -> float:
