@@ -28,7 +28,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 def init(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write scenario.toml.")] = Path(),
 ) -> None:
-    """Write a commented scenario to start from."""
+    """Write a commented scenario to start from.
+
+    It becomes DIR/scenario.toml; DIR is made where it is missing.
+    """
     from simulations.scenario_files import write_starter
 
     path = write_starter(folder)
@@ -46,7 +49,10 @@ def simulate(
     seeds: Annotated[int, typer.Option(min=1, help="Run this many seeds and report mean and spread.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Train across virtual clients on this machine."""
+    """Train across virtual clients on this machine.
+
+    SCENARIO is a TOML file; `discreet init` writes one. With --resume it may be left out.
+    """
     if scenario is None and resume is None:
         raise typer.BadParameter("Name a scenario, or a folder with --resume.")
     if resume is not None and (out is not None or seeds > 1 or (scenario is None and overrides)):
@@ -74,7 +80,10 @@ def plan(
     check: Annotated[bool, typer.Option("--check", help="Ask two more accountants; takes some seconds.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a scenario will spend, before anything runs."""
+    """Say what a scenario will spend, before anything runs.
+
+    SCENARIO is a TOML file; `discreet init` writes one.
+    """
     from common.config import load
     from simulations import planning
 
@@ -115,7 +124,10 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="How often the contestants alternate.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Time the hot path against the bare training loop, in turns within one call."""
+    """Time the hot path against the bare training loop, in turns within one call.
+
+    NAME is `engine` (clients a second) or `dp-step` (a private step against a plain one).
+    """
     from simulations import bench as benches
 
     result: dict[str, Any] = benches.run(name, repeats=repeats)

@@ -65,13 +65,13 @@ def simulate(scenario: Scenario, *, out: Path | None, watcher: Observer) -> Outc
 
 def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Outcome:
     """Continue a folder's run; ScenarioError when `scenario` differs in what decides the result."""
+    if not all((folder / name).is_file() for name in ("scenario.toml", "plan.json")):
+        raise BadInputError(f"{folder}: expected the folder of a run, with scenario.toml and plan.json.")
     try:
         begun = load(folder / "scenario.toml")
         plan = plan_in(folder)
     except (OSError, ValueError, KeyError, TypeError, ScenarioError) as error:
-        raise BadInputError(
-            f"{folder}: expected the folder of a run, with scenario.toml and plan.json ({error})."
-        ) from error
+        raise BadInputError(f"{folder}: the run's scenario or plan does not read ({error}).") from error
     if scenario is not None:
         _refuse_difference(begun, scenario)
     return _run(scenario or begun, plan, datasets.load(begun), folder, watcher)
