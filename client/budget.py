@@ -10,7 +10,8 @@ from pathlib import Path
 
 from common.messages import Order, Refusal
 from common.privacy.event_log import Entry, EventLog
-from common.privacy.plan import Plan, from_json_text
+from common.privacy.plan import Plan
+from common.privacy.plan_file import from_json_text
 
 
 def account_name(client: int) -> str:

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from common import flat
 from common.config import Scenario, parse
 from common.models.registry import build
-from common.privacy.plan import from_json_text
+from common.privacy.plan_file import from_json_text
 from common.shards import open_test
 from common.tasks import TASKS
 from server.evaluation import Evaluator

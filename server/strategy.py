@@ -11,33 +11,30 @@ SuperLink.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterable
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.common.constant import SType
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from common.config import Scenario
-from common.errors import RunFailedError, WireError
+from common.errors import RunFailedError
 from common.messages import FloatArray, Order, Refusal
 from common.privacy.entropy import Entropy
 from common.privacy.plan import Plan
-from common.wire import Frame, Scalar, decode_report, encode_order
 from server.aggregation import OrderedSum
 from server.attempts import Attempt, Attempts
 from server.evaluation import Evaluator
+from server.exchange import order_message, replies, report_in, weights_record
 from server.global_model import GlobalModel, float32, noised
 from server.observer import RoundRecord, observer
-from server.replies import ReplyRefusedError, checked_update, raw_update
+from server.replies import ReplyRefusedError, checked_update
 from server.run_folder import RunFolder
 
 log = logging.getLogger("discreet.server")
 
 _EMPTY = np.zeros(0, np.float32)
-_WORDS = {refusal.value for refusal in Refusal}
 
 POLL_S = 0.05
 
@@ -208,7 +205,7 @@ class PrivateAveraging(Strategy):
         self._attempt = self._attempts.begin(number)
         self._observer.round_started(round_number=number, cohort=len(self._attempt.cohort))
         messages = self.configure_train(number, self._arrays(), ConfigRecord(), grid)
-        arrays, _ = self.aggregate_train(number, _replies(grid, messages, timeout_s=timeout_s))
+        arrays, _ = self.aggregate_train(number, replies(grid, messages, timeout_s=timeout_s))
         return arrays is not None
 
     def _order(self, number: int, client: int) -> Order:
@@ -226,21 +223,9 @@ class PrivateAveraging(Strategy):
         return weights_record(float32(self._model.weights_P))
 
     def _update(self, reply: Message, number: int, client: int, size: int) -> FloatArray:
-        """The update in a reply, or ReplyRefusedError with one word; nothing large is read before its size is known."""
-        if reply.has_error():
-            raise ReplyRefusedError(_word(reply.error.reason))
-        try:
-            array = reply.content.array_records["arrays"]["update"]
-            scalars = cast(dict[str, Scalar], dict(reply.content.config_records["report"]))
-            if (array.dtype, array.shape) != ("float32", (size,)):
-                raise ReplyRefusedError("wrong-size")
-            if array.stype != SType.NUMPY:
-                raise ReplyRefusedError("malformed")
-            report = decode_report(Frame(scalars=scalars, array=raw_update(array.data, size=size)))
-        except (WireError, KeyError) as error:
-            raise ReplyRefusedError("malformed") from error
+        """The update in a reply, or ReplyRefusedError with one word."""
         return checked_update(
-            report,
+            report_in(reply, size=size),
             run=self._plan.run,
             round_number=number,
             attempt=self._attempt.number,
@@ -248,35 +233,6 @@ class PrivateAveraging(Strategy):
             size=size,
             max_norm=self._plan.max_grad_norm if self._plan.unit == "client" else None,
         )
-
-
-def weights_record(weights_P: FloatArray) -> ArrayRecord:
-    """Return the record in which a model travels; all orders of a round share one."""
-    return ArrayRecord({"weights": Array(weights_P)})
-
-
-def order_message(order: Order, *, arrays: ArrayRecord, node: int, ttl_s: float) -> Message:
-    """Return the message that carries an order, without its weights, beside `arrays`."""
-    content = RecordDict({"arrays": arrays, "order": ConfigRecord(dict(encode_order(order).scalars))})
-    return Message(content, node, MessageType.TRAIN, ttl=ttl_s, group_id=str(order.round))
-
-
-def _replies(grid: Grid, messages: Iterable[Message], *, timeout_s: float) -> Iterator[Message]:
-    """Send orders and yield the answers as they come, until all came or the deadline is over."""
-    waiting = set(grid.push_messages(messages))
-    deadline = time.monotonic() + timeout_s
-    while waiting and time.monotonic() < deadline:
-        came = list(grid.pull_messages(waiting))
-        for reply in came:
-            waiting.discard(reply.metadata.reply_to_message_id)
-            yield reply
-        if not came:
-            time.sleep(POLL_S)
-
-
-def _word(reason: str | None) -> str:
-    """A client's word for its failure; anything outside the vocabulary is just a failure."""
-    return reason if reason in _WORDS else Refusal.FAILED.value
 
 
 def _few(refused: list[tuple[int, str]]) -> str:

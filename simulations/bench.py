@@ -116,7 +116,7 @@ def _steps(scenario: Scenario, mechanism: Mechanism | None) -> Callable[[], floa
 
 def _engine_turn(grid: Any, scenario: Scenario) -> float:
     """Clients a second of one round through the grid."""
-    from server.strategy import order_message, weights_record
+    from server.exchange import order_message, weights_record
 
     started = time.perf_counter()
     arrays = weights_record(_order(scenario, 0, None).weights_P)

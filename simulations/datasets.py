@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.config import Scenario, Transformer
+from common.config import Scenario
 from common.errors import DataMissingError
+from common.model_tables import Transformer
 from common.shards import Shard
 from common.tasks import TASKS
 from common.text import tokenize

@@ -20,7 +20,8 @@ from common.config import Scenario, dump, load
 from common.errors import BadInputError, RunFailedError, ScenarioError
 from common.files import write_whole
 from common.privacy.event_log import EventLog
-from common.privacy.plan import Plan, from_json_text, to_json
+from common.privacy.plan import Plan
+from common.privacy.plan_file import from_json_text, to_json
 from common.shards import write_shards
 from server.observer import Observer, observer
 from simulations import datasets

@@ -16,7 +16,8 @@ from common.errors import RunFailedError
 from common.messages import Mechanism, Order, Refusal
 from common.privacy.event_log import Entry, EventLog, read_entries
 from common.privacy.events import SampledGaussian
-from common.privacy.plan import Account, Plan, to_json
+from common.privacy.plan import Account, Plan
+from common.privacy.plan_file import to_json
 
 EVENT = SampledGaussian(noise_multiplier=1.1, sampling_rate=Fraction(1, 10), steps=2)
 MECHANISM = Mechanism(sampling_rate=Fraction(1, 10), noise_multiplier=1.1, max_grad_norm=0.5, steps=2)

@@ -13,7 +13,8 @@ from common.config import parse
 from common.messages import Order, Refusal
 from common.models.registry import build
 from common.privacy.event_log import read_entries
-from common.privacy.plan import make_plan, to_json
+from common.privacy.plan import make_plan
+from common.privacy.plan_file import to_json
 from common.shards import Shard, write_shards
 from common.tasks import TASKS
 from common.wire import encode_order

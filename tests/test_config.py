@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.config import Cnn, CnnOpacus, Scenario, Transformer, dump, load, parse
+from common.config import Scenario, dump, load, parse
 from common.errors import BadInputError, ScenarioError
+from common.model_tables import Cnn, CnnOpacus, Transformer
 
 SCENARIO = """
 [run]

@@ -19,7 +19,7 @@ from common.config import parse
 from common.models.registry import build
 from common.privacy.accounting import epsilon
 from common.privacy.event_log import read_entries
-from common.privacy.plan import from_json_text
+from common.privacy.plan_file import from_json_text
 from common.tasks import TASKS
 from server.observer import Observer
 from simulations import datasets

@@ -6,8 +6,8 @@ from opacus import GradSampleModule
 from torch.nn import functional
 
 from common import flat
-from common.config import Cnn, CnnOpacus, Transformer
 from common.errors import ScenarioError
+from common.model_tables import Cnn, CnnOpacus, Transformer
 from common.models.convolutional import ConvolutionalNet
 from common.models.registry import build
 from common.models.transformer import positions

@@ -11,7 +11,8 @@ from common.errors import PlanRefusedError, ScenarioError
 from common.messages import Mechanism
 from common.privacy.accounting import epsilon
 from common.privacy.events import SampledGaussian
-from common.privacy.plan import Account, Plan, from_json_text, local_steps, make_plan, to_json
+from common.privacy.plan import Account, Plan, local_steps, make_plan
+from common.privacy.plan_file import from_json_text, to_json
 
 SCENARIO = """
 run = {name = "x", rounds = 5}

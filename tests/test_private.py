@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from client.private import PrivateModel, PrivateOptimizer, refuse_unfit
 from common import flat
-from common.config import Cnn, CnnOpacus, Transformer
 from common.errors import ModelRefusedError
 from common.messages import Mechanism
+from common.model_tables import Cnn, CnnOpacus, Transformer
 from common.models.registry import build
 from common.privacy.entropy import Entropy
 from common.shards import Shard

@@ -5,8 +5,8 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 from torch import Tensor, nn
 
-from common.config import Activation, Cnn, CnnOpacus
 from common.errors import ScenarioError
+from common.model_tables import Activation, Cnn, CnnOpacus
 
 _WITHOUT_PADDING = 18  # the smallest side that three 3x3 convolutions and two poolings leave something of
 _SMALLEST = 4

@@ -1,6 +1,6 @@
 """Models by name.
 
->>> from common.config import Cnn
+>>> from common.model_tables import Cnn
 >>> from common.tasks import TASKS
 >>> model = build(Cnn(name="cnn"), TASKS["mnist"], seed=7)
 >>> sum(p.numel() for p in model.parameters())
@@ -10,8 +10,8 @@
 import torch
 from torch import nn
 
-from common.config import Cnn, CnnOpacus, Transformer
 from common.errors import ScenarioError
+from common.model_tables import Cnn, CnnOpacus, Transformer
 from common.models.convolutional import ConvolutionalNet, OpacusNet
 from common.models.transformer import TextTransformer
 from common.seeds import derive

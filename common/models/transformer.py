@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.config import Transformer
+from common.model_tables import Transformer
 from common.models.convolutional import activation
 from common.text import PADDING
 

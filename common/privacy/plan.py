@@ -16,20 +16,17 @@ scenario are reserved for that, so the plan knows two figures: what is spent whe
 reserved. Only the second is compared with the budget.
 """
 
-import itertools
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from common.config import Privacy, Scenario, Training
 from common.errors import PlanRefusedError, ScenarioError
 from common.messages import Mechanism
 from common.privacy.accounting import epsilon
 from common.privacy.calibration import calibrate
-from common.privacy.events import ADJACENCY, SampledGaussian, from_json
+from common.privacy.events import SampledGaussian
 
 POPULATION = "population"
 
@@ -149,59 +146,6 @@ def make_plan(scenario: Scenario, *, records: Sequence[int], run: str) -> Plan:
     )
     _within_budget(plan, privacy)
     return plan
-
-
-def to_json(plan: Plan) -> str:
-    """Write a plan; `from_json_text` brings it back equal."""
-    accounts = [
-        {
-            "records": account.records,
-            "members": account.members,
-            "event": account.event.to_json(),
-            "participations": account.participations,
-            "reserved": account.reserved,
-            "epsilon": account.epsilon,
-            "epsilon_reserved": account.epsilon_reserved,
-        }
-        for account in plan.accounts
-    ]
-    table = {
-        "run": plan.run,
-        "unit": plan.unit,
-        "adjacency": ADJACENCY,
-        "delta": plan.delta,
-        "max_grad_norm": plan.max_grad_norm,
-        "epsilon": plan.epsilon,
-        "epsilon_reserved": plan.epsilon_reserved,
-        "accounts": accounts,
-        "account_of": _runs(plan.account_of),
-        "records": _runs(plan.records),
-    }
-    return json.dumps(table, indent=1) + "\n"
-
-
-def from_json_text(text: str) -> Plan:
-    """Read a plan back, or raise ValueError, KeyError or TypeError."""
-    table: Mapping[str, Any] = json.loads(text)
-    accounts = tuple(Account(**(account | {"event": from_json(account["event"])})) for account in table["accounts"])
-    return Plan(
-        run=table["run"],
-        unit=table["unit"],
-        delta=table["delta"],
-        max_grad_norm=table["max_grad_norm"],
-        records=_unrolled(table["records"]),
-        accounts=accounts,
-        account_of=_unrolled(table["account_of"]),
-    )
-
-
-def _runs(values: Sequence[int]) -> list[list[int]]:
-    """Neighbours that are equal as [value, how many]: ten thousand like clients are one line."""
-    return [[value, len(list(group))] for value, group in itertools.groupby(values)]
-
-
-def _unrolled(runs: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    return tuple(value for value, count in runs for _ in range(count))
 
 
 def _silo(scenario: Scenario, records: int, *, members: int) -> Account:

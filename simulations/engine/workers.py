@@ -7,7 +7,6 @@ spawned, not forked: no random state, no lock and no thread is inherited.
 
 import contextlib
 import os
-import signal
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,42 +16,17 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
+from flwr.app import ArrayRecord, Error, Message, RecordDict, UserConfig
 from flwr.common.constant import ErrorCode
 
 from common.errors import RunFailedError
 from common.messages import Refusal
-from simulations.engine.executors import RUN_ID, call, identify, load_app, warm
-from simulations.engine.parcels import Parcel, pack, plain, records, unpack
+from simulations.engine.parcels import Parcel, pack, plain, unpack
+from simulations.engine.worker_process import Answer, Task, work
 
 SLOTS = 2
 SPARE_BYTES = 1 << 16
 MAX_DEATHS = 3  # of workers in a row, none of which answered anything
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """What a worker is asked."""
-
-    slot: int
-    slot_block: str
-    message_type: str
-    message_id: str
-    group_id: str
-    ttl_s: float
-    node_id: int
-    node_config: UserConfig
-    content: Parcel
-    state: dict[str, tuple[str, dict[str, Any]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """What a worker says: a parcel, or an error."""
-
-    slot: int
-    content: Parcel | None
-    error: tuple[int, str] | None = None
 
 
 @dataclass(kw_only=True)
@@ -63,7 +37,7 @@ class _Worker:
     pipe: Connection
     slots: list[SharedMemory]
     free: list[int]
-    asked: deque[tuple[int, Message, _Task]] = field(default_factory=deque)
+    asked: deque[tuple[int, Message, Task]] = field(default_factory=deque)
 
 
 class Workers:
@@ -122,7 +96,7 @@ class Workers:
 
     def _start(self) -> _Worker:
         ours, theirs = get_context("spawn").Pipe()
-        process = get_context("spawn").Process(target=_work, args=(theirs, self._app, self._run_config), daemon=True)
+        process = get_context("spawn").Process(target=work, args=(theirs, self._app, self._run_config), daemon=True)
         with _single_threaded():
             process.start()
         theirs.close()
@@ -136,7 +110,7 @@ class Workers:
             _free(worker.slots)
             worker.slots = [SharedMemory(create=True, size=needed) for _ in range(SLOTS)]
         slot = worker.free.pop()
-        task = _Task(
+        task = Task(
             slot=slot,
             slot_block=worker.slots[slot].name,
             message_type=message.metadata.message_type,
@@ -157,7 +131,7 @@ class Workers:
         came: list[Message] = []
         try:
             while worker.pipe.poll():
-                answer: _Answer | None = worker.pipe.recv()
+                answer: Answer | None = worker.pipe.recv()
                 if answer is None:  # it is ready
                     continue
                 _, message, _ = worker.asked.popleft()
@@ -212,58 +186,11 @@ def _same(left: dict[str, ArrayRecord], right: dict[str, ArrayRecord]) -> bool:
     )
 
 
-def _work(pipe: Connection, app_name: str, run_config: UserConfig) -> None:
-    """A worker's life: answer until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    import torch
-
-    torch.set_num_threads(1)
-    identify()
-    app = load_app(app_name)
-    warm(app_name, run_config)
-    blocks: dict[str, SharedMemory] = {}
-    with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):  # the parent is gone, or done
-        pipe.send(None)  # ready
-        while True:
-            task: _Task = pipe.recv()
-            if task.content.block not in blocks:
-                _detach(blocks)
-            content = unpack(task.content, _attach(blocks, task.content.block))
-            message = Message(content, task.node_id, task.message_type, ttl=task.ttl_s, group_id=task.group_id)
-            message.metadata.__dict__["_message_id"] = task.message_id
-            context = Context(RUN_ID, task.node_id, task.node_config, records(task.state), run_config)
-            reply = call(app, message, context)
-            pipe.send(_answer(reply, task.slot, _attach(blocks, task.slot_block)))
-    _detach(blocks)
-
-
-def _answer(reply: Message, slot: int, block: SharedMemory) -> _Answer:
-    if reply.has_error():
-        return _Answer(slot=slot, content=None, error=(reply.error.code, reply.error.reason or ""))
-    arrays = {name: record for name, record in reply.content.items() if isinstance(record, ArrayRecord)}
-    if sum(len(array.data) for record in arrays.values() for array in record.values()) > block.size:
-        return _Answer(slot=slot, content=None, error=(int(ErrorCode.UNKNOWN), Refusal.FAILED.value))
-    parcel = pack(arrays, block)
-    return _Answer(slot=slot, content=Parcel(block=block.name, arrays=parcel.arrays, records=plain(reply.content)))
-
-
-def _reply(message: Message, answer: _Answer, slot: SharedMemory) -> Message:
+def _reply(message: Message, answer: Answer, slot: SharedMemory) -> Message:
     if answer.content is None:
         code, reason = answer.error or (int(ErrorCode.UNKNOWN), Refusal.FAILED.value)
         return Message(Error(code, reason), reply_to=message)
     return Message(unpack(answer.content, slot), reply_to=message)
-
-
-def _attach(blocks: dict[str, SharedMemory], name: str) -> SharedMemory:
-    if name not in blocks:
-        blocks[name] = SharedMemory(name=name)
-    return blocks[name]
-
-
-def _detach(blocks: dict[str, SharedMemory]) -> None:
-    for block in blocks.values():
-        block.close()
-    blocks.clear()
 
 
 def _free(blocks: list[SharedMemory]) -> None:
