@@ -73,10 +73,10 @@ def test_digits_have_the_declared_shapes(digits):
 
 
 def test_digits_are_scaled_by_their_largest_grey(digits):
-    """Grey 0 to 16 becomes 0 to 1, in single precision; labels are whole numbers."""
+    """Grey 0 to 16 becomes 0 to 3, in single precision; labels are whole numbers."""
     assert digits.train.features_ND.dtype == np.float32
     assert digits.train.labels_N.dtype == np.int64
-    assert set(np.unique(digits.train.features_ND)) == {np.float32(grey / 16) for grey in range(17)}
+    assert set(np.unique(digits.train.features_ND)) == {np.float32(grey * 3 / 16) for grey in range(17)}
     assert set(digits.train.labels_N) == set(range(10))
 
 
@@ -86,7 +86,7 @@ def test_each_digit_is_in_one_part_and_once(digits):
 
     parts = np.concatenate((digits.train.features_ND, digits.test.features_ND))
     assert Counter(image.tobytes() for image in parts) == Counter(
-        (image / 16).astype(np.float32).tobytes() for image in load_digits().images
+        (image * 3 / 16).astype(np.float32).tobytes() for image in load_digits().images
     )
 
 
