@@ -168,14 +168,22 @@ class Workers:
         """Put a message's arrays into shared memory, once for all messages that share them."""
         arrays = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
         if self._laid_out is None or not _same(self._laid_out[0], arrays):
-            in_use = {task.content.block for worker in self._workers for *_, task in worker.asked}
-            _free([self._blocks.pop(name) for name in self._blocks.keys() - in_use])
             size = sum(len(array.data) for record in arrays.values() for array in record.values())
-            block = SharedMemory(create=True, size=max(size, 1))
-            self._blocks[block.name] = block
+            block = self._idle_block(size)
             self._laid_out = (arrays, pack(arrays, block))
         laid = self._laid_out[1]
         return Parcel(block=laid.block, arrays=laid.arrays, records=plain(content))
+
+    def _idle_block(self, size: int) -> SharedMemory:
+        """A block that no task in flight reads from: one that is there, or a new one; idle ones too small are freed."""
+        in_use = {task.content.block for worker in self._workers for *_, task in worker.asked}
+        for name in self._blocks.keys() - in_use:
+            if self._blocks[name].size >= size:
+                return self._blocks[name]
+            _free([self._blocks.pop(name)])
+        block = SharedMemory(create=True, size=max(size, 1))
+        self._blocks[block.name] = block
+        return block
 
 
 def _same(left: dict[str, ArrayRecord], right: dict[str, ArrayRecord]) -> bool:
