@@ -47,6 +47,9 @@ def simulate(
     out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME-DATE.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Continue the run of this folder.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Run this many seeds and report mean and spread.")] = 1,
+    ledger: Annotated[
+        Path | None, typer.Option(help="A ledger that several runs share; made when new. Default: one a run.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train across virtual clients on this machine.
@@ -55,8 +58,8 @@ def simulate(
     """
     if scenario is None and resume is None:
         raise typer.BadParameter("Name a scenario, or a folder with --resume.")
-    if resume is not None and (out is not None or seeds > 1 or (scenario is None and overrides)):
-        raise typer.BadParameter("--resume continues one run as it was: leave out --out, --seeds and --set.")
+    if resume is not None and (out or ledger or seeds > 1 or (scenario is None and overrides)):
+        raise typer.BadParameter("--resume continues one run as it was: leave out --out, --ledger, --seeds and --set.")
     from common.config import load
 
     given = load(scenario, overrides or ()) if scenario is not None else None
@@ -66,11 +69,12 @@ def simulate(
         if resume is not None:
             results = campaign.resume(resume, given, watcher=watcher)
         elif given is not None:
-            results = campaign.run(given, out=out, seeds=seeds, watcher=watcher)
+            results = campaign.run(given, out=out, seeds=seeds, ledger=ledger, watcher=watcher)
     if as_json:
         typer.echo(json.dumps(campaign.to_json(results)))
     else:
         progress.show(results)
+    campaign.refuse_stopped(results)
 
 
 @app.command(epilog="Example: discreet plan simulations/scenarios/mnist-silos.toml --check")
@@ -135,6 +139,118 @@ def bench(
         typer.echo(json.dumps(result))
     else:
         benches.show(result)
+
+
+@app.command(epilog="Example: discreet report runs/digits-20261122-080000 --out digits.html")
+def report(
+    source: Annotated[Path, typer.Argument(metavar="RUN_OR_LEDGER", help="A run's folder, a ledger or an export.")],
+    out: Annotated[Path | None, typer.Option(help="The page; default report.html in the run's folder.")] = None,
+) -> None:
+    """Write one page for people: what was spent on whose data, what is left, and what it means.
+
+    RUN_OR_LEDGER is a run's folder, a ledger's file, or an export of one.
+    """
+    from simulations import report as reports
+
+    typer.echo(f"Wrote {reports.write(source, out=out)}.")
+
+
+ledgers = typer.Typer(help="Look at a ledger, verify it, export it.", no_args_is_help=True)
+app.add_typer(ledgers, name="ledger")
+LedgerFile = Annotated[Path, typer.Argument(metavar="LEDGER_OR_EXPORT", help="A ledger's file or an export of it.")]
+
+
+@ledgers.command("new", epilog="Example: discreet ledger new cardiology.db")
+def ledger_new(ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="A file that is not there yet.")]) -> None:
+    """Make an empty ledger and its keys: LEDGER, LEDGER.key (private) and LEDGER.pub."""
+    from contextlib import closing
+
+    from common.ledger import Ledger
+    from common.transparency.database import key_files
+
+    with closing(Ledger.create(ledger)) as made:
+        typer.echo(f"Wrote {ledger}. Its private key is {key_files(ledger)[0]}: keep it secret, and put a copy away.")
+        typer.echo(f"Those who verify need this line: {made.key}")
+
+
+@ledgers.command("show", epilog="Example: discreet ledger show runs/digits-20261122-080000/ledger.db")
+def ledger_show(
+    ledger: LedgerFile,
+    entries: Annotated[int, typer.Option(min=0, help="Also list the last entries.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show what each account has spent and may still spend."""
+    from client import ledger_views as views
+
+    table = views.shown(ledger, entries=entries)
+    if as_json:
+        typer.echo(json.dumps(table))
+    else:
+        views.show(table)
+
+
+@ledgers.command("verify", epilog="Example: discreet ledger verify cardiology.jsonl --key cardiology.db.pub")
+def ledger_verify(
+    ledger: LedgerFile,
+    key: Annotated[Path | None, typer.Option(help="The owner's public key; without it the signer is unknown.")] = None,
+    extends: Annotated[Path | None, typer.Option(help="A checkpoint seen earlier, which it must continue.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every hash, signature and rule, and that it adds up; exit code 1 names what is wrong."""
+    from client import ledger_views as views
+
+    table = views.verified(ledger, key=key, extends=extends)
+    if as_json:
+        typer.echo(json.dumps(table))
+    else:
+        views.show_verified(table)
+
+
+@ledgers.command("export", epilog="Example: discreet ledger export cardiology.db --out cardiology.jsonl")
+def ledger_export(
+    ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="A ledger's file.")],
+    out: Annotated[Path, typer.Option(help="Where to write the lines of JSON.")],
+) -> None:
+    """Write a ledger as lines of JSON, for those who are to check it."""
+    from common.transparency import export
+
+    export.write(ledger, out)
+    typer.echo(f"Wrote {out}. Whoever gets it can check it: discreet ledger verify {out}")
+
+
+@ledgers.command("proof", epilog="Example: discreet ledger proof cardiology.jsonl --entry 17")
+def ledger_proof(
+    ledger: LedgerFile,
+    entry: Annotated[int | None, typer.Option(help="Prove that this entry is in the ledger.")] = None,
+    since: Annotated[int | None, typer.Option(help="Prove that it begins with its first SINCE entries.")] = None,
+) -> None:
+    """Print an inclusion or a consistency proof (RFC 6962) with the signed checkpoint it leads to, as JSON."""
+    from client import ledger_views as views
+
+    typer.echo(json.dumps(views.proof(ledger, entry=entry, since=since), indent=1, ensure_ascii=False))
+
+
+policies = typer.Typer(help="An owner's policy.", no_args_is_help=True)
+app.add_typer(policies, name="policy")
+
+
+@policies.command("check", epilog="Example: discreet policy check policy.toml")
+def policy_check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The policy, a TOML file.")], as_json: AsJson = False
+) -> None:
+    """Read a policy as a client would, and say in words what it allows."""
+    from client import policy
+
+    checked = policy.load(file)
+    typer.echo(json.dumps(policy.describe(checked)) if as_json else "\n".join(policy.in_words(checked)))
+
+
+@policies.command("init", epilog="Example: discreet policy init --owner 'St Mary' > policy.toml")
+def policy_init(owner: Annotated[str, typer.Option(help="Who owns the data.")]) -> None:
+    """Print a commented policy to start from."""
+    from client import policy
+
+    typer.echo(policy.starter(owner), nl=False)
 
 
 def main() -> None:

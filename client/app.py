@@ -5,7 +5,7 @@ alike: the scenario and the order from the coordinator, the data and the budget 
 
     context.run_config   scenario: its text
     context.node_config  shards: folder of the data; partition-id: which client this is;
-                         plan, events: files of the budget, where no grid has reserved already
+                         policy, ledger: files of the owner, where no grid has reserved already
     context.state        reservation: put there by a grid of ours after the charge was durable; it never travels
 
 Every failure leaves as one word of `Refusal`; its text stays in the owner's log.
@@ -13,7 +13,7 @@ Every failure leaves as one word of `Refusal`; its text stays in the owner's log
 
 import contextlib
 import logging
-from contextlib import closing
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from client.budget import Budget
+from client.owner import Owner
 from client.trainer import Trainer
 from common.config import Scenario, parse
 from common.errors import DiscreetError, ModelRefusedError, RefusedError, ScenarioError, WireError
@@ -42,8 +42,8 @@ def train(message: Message, context: Context) -> Message:
     """Carry out an order, or answer with one word."""
     try:
         order = _order(message)
-        _reserve(order, context)
-        report = _trainer(_scenario(context)).train(order, _shard(order, context))
+        with _charged(order, context):
+            report = _trainer(_scenario(context)).train(order, _shard(order, context))
     except RefusedError as error:
         log.warning("order refused: %s", error)
         return Message(Error(REFUSED, error.word.value), reply_to=message)
@@ -105,22 +105,22 @@ def _order(message: Message) -> Order:
         raise RefusedError(Refusal.MALFORMED, str(error)) from error
 
 
-def _reserve(order: Order, context: Context) -> None:
-    """Make sure that a private order is charged, durably, before any record is read."""
-    if _scenario(context).privacy.unit != "record":
+@contextlib.contextmanager
+def _charged(order: Order, context: Context) -> Iterator[None]:
+    """Charge a private order, durably, before any record is read, and settle it when it is done."""
+    scenario = _scenario(context)
+    if scenario.privacy.unit != "record" or context.state.config_records.get("reservation") == reservation(order):
+        yield
         return
-    if context.state.config_records.get("reservation") == reservation(order):
-        return
-    if not {"plan", "events"} <= context.node_config.keys():
-        raise RefusedError(Refusal.NOT_RECORDED, "the node's configuration names no plan and no event log")
+    if not {"policy", "ledger"} <= context.node_config.keys():
+        raise RefusedError(Refusal.NOT_RECORDED, "the node's configuration names no policy and no ledger")
+    policy, ledger = (Path(str(context.node_config[name])) for name in ("policy", "ledger"))
     try:
-        plan, events = (Path(str(context.node_config[name])) for name in ("plan", "events"))
-        with closing(Budget.open(plan, events)) as budget:
-            (refusal,) = budget.reserve([order])
-    except (OSError, ValueError, KeyError, TypeError, DiscreetError) as error:
+        owner = Owner(policy=policy, ledger=ledger)
+    except (OSError, DiscreetError) as error:
         raise RefusedError(Refusal.NOT_RECORDED, str(error)) from error
-    if refusal is not None:
-        raise RefusedError(refusal)
+    with contextlib.closing(owner), owner.charged(order, scenario):
+        yield
 
 
 def _shard(order: Order, context: Context) -> Shard:

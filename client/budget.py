@@ -1,82 +1,110 @@
 """Admission: no record is read before its charge is on disk.
 
-Within a run the plan was proved once, so that admitting an order is a comparison of whole numbers: how often this
-account took part, against the plan's bound. No accountant is asked, and no torch is imported.
+    budget = Budget(ledger, run=plan.run, agreements=agreements(plan, accounts))
+    budget.begin(terms)            the run is reserved, as much of it as fits
+    refusals = budget.reserve(orders)
+    ...                            train those whose refusal is None
+    budget.settle(trained, failed)
+
+How much fits is decided once, when the run begins (`common.privacy.admission`); admitting an order is then a comparison
+of whole numbers, made by the ledger under its lock. No torch is imported.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from common.messages import Order, Refusal
-from common.privacy.event_log import Entry, EventLog
+from common.ledger import Ledger, Share
+from common.messages import Mechanism, Order, Refusal
+from common.privacy.admission import Admission
+from common.privacy.events import History
 from common.privacy.plan import Plan
-from common.privacy.plan_file import from_json_text
+from common.transparency.drafts import Charge
+from common.transparency.entries import Terms
 
 
-def account_name(client: int) -> str:
-    """Return the name of a client's account in the event log."""
-    return f"client-{client:06d}"
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What a client's orders of one run must be, to the last digit.
+
+    Args:
+        account: where they are charged.
+        mechanism: how each is made private.
+        metrics_noise_multiplier: of the counts that it releases, or None when it releases none.
+        events: what one participation does.
+        participations: the most that may be asked.
+    """
+
+    account: str
+    mechanism: Mechanism
+    metrics_noise_multiplier: float | None
+    events: History
+    participations: int
+
+
+def agreements(plan: Plan, accounts: Sequence[str]) -> dict[int, Agreement]:
+    """Return what a plan agrees with each of its clients, whose accounts are named in their order."""
+    made = {}
+    for client, account in enumerate(accounts):
+        mechanism = plan.mechanism(client)
+        if mechanism is not None:
+            made[client] = Agreement(
+                account=account,
+                mechanism=mechanism,
+                metrics_noise_multiplier=plan.metrics_noise_multiplier(client),
+                events=plan.account(client).events,
+                participations=plan.account(client).reserved,
+            )
+    return made
 
 
 class Budget:
-    """The accounts of the clients behind one event log.
+    """One run's claim on the accounts of a ledger.
 
     Guarantees:
         When `reserve` returns None for an order, its charge survives a crash.
-        An order that differs from the plan in any number is refused.
-        An account is never charged more often than the plan reserved, whatever is asked, in whatever order.
+        An order that differs from its agreement in any number is refused.
+        No account is charged more often than its ledger admitted, whatever is asked, in whatever order.
         The same order asked twice is refused the second time.
     """
 
-    def __init__(self, plan: Plan, log: EventLog) -> None:
-        """Count what the log already holds."""
-        self._plan, self._log = plan, log
-        self._spent = Counter(entry.account for entry in log.entries)
-        self._seen = {(entry.run, entry.round, entry.attempt, entry.account) for entry in log.entries}
+    def __init__(self, ledger: Ledger, *, run: str, agreements: Mapping[int, Agreement]) -> None:
+        self._ledger, self._run, self._agreements = ledger, run, agreements
 
-    @classmethod
-    def open(cls, plan: Path, events: Path) -> "Budget":
-        """Open a budget from its two files; OSError, ValueError, KeyError or TypeError when the plan does not read."""
-        return cls(from_json_text(plan.read_text()), EventLog(events))
-
-    def close(self) -> None:
-        """Let go of the event log."""
-        self._log.close()
+    def begin(self, terms: Mapping[str, Terms]) -> dict[str, Admission]:
+        """Open the accounts and reserve the run on them; return what was decided anew."""
+        self._ledger.open_accounts(terms)
+        shares = {
+            made.account: Share(events=made.events, wanted=made.participations) for made in self._agreements.values()
+        }
+        return self._ledger.begin_run(self._run, shares)
 
     def reserve(self, orders: Sequence[Order]) -> list[Refusal | None]:
-        """Charge all orders that the plan allows, in one durable write; for each, None or why not."""
-        answers: list[Refusal | None] = []
-        entries: list[Entry] = []
-        for order in orders:
-            refusal = self._refusal(order)
-            answers.append(refusal)
-            if refusal is None:
-                entry = self._entry(order)
-                entries.append(entry)
-                self._spent[entry.account] += 1
-                self._seen.add((entry.run, entry.round, entry.attempt, entry.account))
-        self._log.append(entries)
-        return answers
+        """Charge all orders that are admitted, in one durable write; for each None, or why not."""
+        unfit = [self._differs(order) for order in orders]
+        charges = [self._charge(order) for order, refused in zip(orders, unfit, strict=True) if not refused]
+        answers = iter(self._ledger.reserve(charges) if charges else ())
+        return [Refusal.NOT_IN_PLAN if refused else next(answers) for refused in unfit]
 
-    def _refusal(self, order: Order) -> Refusal | None:
-        plan = self._plan
-        if order.run != plan.run or order.client >= len(plan.account_of) or plan.unit != "record":
-            return Refusal.NOT_IN_PLAN
-        if order.mechanism != plan.mechanism(order.client) or order.max_update_norm is not None:
-            return Refusal.NOT_IN_PLAN
-        name = account_name(order.client)
-        if (order.run, order.round, order.attempt, name) in self._seen:
-            return Refusal.ALREADY_TRAINED
-        if self._spent[name] >= plan.account(order.client).reserved:
-            return Refusal.BUDGET_SPENT
-        return None
+    def settle(self, trained: Sequence[Order], failed: Sequence[Order] = ()) -> None:
+        """Say which charged orders were carried out and which were not; both stay charged."""
+        self._ledger.settle([self._charge(order) for order in trained], [self._charge(order) for order in failed])
 
-    def _entry(self, order: Order) -> Entry:
-        return Entry(
-            run=order.run,
-            round=order.round,
-            attempt=order.attempt,
-            account=account_name(order.client),
-            event=self._plan.account(order.client).event,
+    def end(self) -> None:
+        """Close the run: what it did not use is free again."""
+        self._ledger.end_run(self._run)
+
+    def _differs(self, order: Order) -> bool:
+        agreed = self._agreements.get(order.client)
+        return (
+            agreed is None
+            or order.run != self._run
+            or order.mechanism != agreed.mechanism
+            or order.metrics_noise_multiplier != agreed.metrics_noise_multiplier
+            or order.max_update_norm is not None
+        )
+
+    def _charge(self, order: Order) -> Charge:
+        agreed = self._agreements[order.client]
+        return Charge(
+            account=agreed.account, run=order.run, round=order.round, attempt=order.attempt, events=agreed.events
         )

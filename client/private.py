@@ -1,6 +1,6 @@
-"""DP-SGD: what a record may add to a step is bounded, and noise covers the bound.
+"""DP-SGD: what a unit may add to a step is bounded, and noise covers the bound.
 
-Shapes: B rows of a Poisson batch, P parameters.
+Shapes: B rows of a Poisson batch, U units in it, P parameters. A unit is a record, or a person with all its records.
 
 Opacus computes and clips the gradient of each sample; the batches and the noise are drawn from a key of the operating
 system (`common.privacy.entropy`), and steps, rates and divisors come from the plan. `PrivateModel` stays in the worker
@@ -8,9 +8,7 @@ from one client to the next; `steps` begins each order with nothing left over.
 """
 
 import warnings
-from collections.abc import Iterator
 
-import numpy as np
 import torch
 from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
@@ -18,6 +16,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.batches import Part, Persons, Records, Rows
 from common.errors import ModelRefusedError
 from common.messages import Mechanism
 from common.privacy.entropy import Entropy
@@ -43,15 +42,15 @@ def _mixes(part: nn.Module) -> bool:
 
 
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus is untyped
-    """Opacus's optimiser, with noise from the operating system's key and non-finite samples zeroed before clipping.
+    """Opacus's optimiser, with noise from the operating system's key and non-finite units zeroed before clipping.
 
     Guarantees:
-        The clipped sum moves by at most `max_grad_norm` in L2 when one sample is zeroed.
+        The clipped sum moves by at most `max_grad_norm` in L2 when one unit, a row of `grad_sample`, is zeroed.
         The noise added to the sum has standard deviation noise_multiplier * max_grad_norm in each coordinate.
         One step has one noise, however many parts its batch came in, an empty batch included.
 
     Edge cases:
-        a sample whose gradient is NaN or infinite   adds nothing
+        a unit whose gradient is NaN or infinite   adds nothing
     """
 
     def __init__(
@@ -66,21 +65,21 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus is untyped
         self._entropy = entropy
 
     def clip_and_accumulate(self) -> None:
-        """Add each sample's gradient, scaled into the ball, to the sum.
+        """Add each unit's gradient, scaled into the ball, to the sum.
 
-        Opacus's formula, with one line more: a sample that is not finite is zeroed first (inf * 0 is NaN, so that no
+        Opacus's formula, with one line more: a unit that is not finite is zeroed first (inf * 0 is NaN, so that no
         factor repairs it).
         """
         gradients = self.grad_samples
-        norms_B = torch.stack([_norms(gradient) for gradient in gradients]).norm(2, dim=0)
-        finite_B = torch.isfinite(norms_B)
-        factors_B = (self.max_grad_norm / (norms_B + 1e-6)).clamp(max=1.0)
-        if not finite_B.all():
-            factors_B = factors_B.where(finite_B, 0.0)
+        norms_U = torch.stack([_norms(gradient) for gradient in gradients]).norm(2, dim=0)
+        finite_U = torch.isfinite(norms_U)
+        factors_U = (self.max_grad_norm / (norms_U + 1e-6)).clamp(max=1.0)
+        if not finite_U.all():
+            factors_U = factors_U.where(finite_U, 0.0)
             for gradient in gradients:
-                gradient[~finite_B] = 0.0
+                gradient[~finite_U] = 0.0
         for parameter, gradient in zip(self.params, gradients, strict=True):
-            clipped = torch.einsum("i,i...", factors_B, gradient)
+            clipped = torch.einsum("i,i...", factors_U, gradient)
             parameter.summed_grad = clipped if parameter.summed_grad is None else parameter.summed_grad + clipped
 
     def add_noise(self) -> None:
@@ -95,9 +94,9 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus is untyped
 
 
 def _norms(gradient: Tensor) -> Tensor:
-    """The L2 norm of each sample's gradient, (B,); infinite also where a square overflows."""
-    norms_B: Tensor = gradient.reshape(len(gradient), gradient.shape[1:].numel()).norm(2, dim=1)
-    return norms_B
+    """The L2 norm of each unit's gradient, (U,); infinite also where a square overflows."""
+    norms_U: Tensor = gradient.reshape(len(gradient), gradient.shape[1:].numel()).norm(2, dim=1)
+    return norms_U
 
 
 class PrivateModel:
@@ -133,44 +132,72 @@ class PrivateModel:
 
         Guarantees:
             Exactly `mechanism.steps` steps are taken, each noised and divided by `batch_size`, whatever was sampled.
-            Each record is in each batch independently with probability `mechanism.sampling_rate`.
+            Each unit is in each batch independently with probability `mechanism.sampling_rate`: a record, or where
+            the shard names persons a person with all its records, whose gradients are added up before they are clipped.
 
         Args:
             optimizer: a fresh optimiser of the model's parameters.
             shard: the client's records.
             mechanism: what the plan decided.
-            batch_size: the divisor, the expected size of a batch.
-            physical_batch: how many samples are in memory at once; it changes speed and nothing else.
+            batch_size: the divisor, the expected number of units in a batch.
+            physical_batch: how many records are in memory at once; it changes speed and nothing else.
             entropy: this order's secret stream.
 
         Source: Abadi et al. 2016, Algorithm 1, https://arxiv.org/abs/1607.00133.
         """
         self.forget()
         private = PrivateOptimizer(optimizer, mechanism=mechanism, batch_size=batch_size, entropy=entropy)
+        population = Records(len(shard)) if shard.units_N is None else Persons(shard.units_N)
         for _ in range(mechanism.steps):
-            rows = entropy.bernoulli(len(shard), probability=mechanism.sampling_rate)
-            for part, is_last in _parts(rows, physical_batch):
+            chosen = entropy.bernoulli(population.units, probability=mechanism.sampling_rate)
+            for part in population.parts(chosen, size=physical_batch):
                 private.zero_grad(set_to_none=True)
-                self._sample_gradients(shard, part)
-                private.signal_skip_step(do_skip=not is_last)
+                self._unit_gradients(shard, part, physical_batch)
+                private.signal_skip_step(do_skip=not part.is_last)
                 private.step()
             private.zero_grad(set_to_none=True)
         self.forget()
 
-    def _sample_gradients(self, shard: Shard, rows: np.ndarray) -> None:
+    def _unit_gradients(self, shard: Shard, part: Part, size: int) -> None:
+        """Leave each unit's gradient in `grad_sample`, (U, *shape) for each parameter, from `size` records at a time."""
+        if part.owner_B is None:
+            self._sample_gradients(shard, part.rows_B)
+        elif part.units == 1:
+            self._sum_of_all(shard, part.rows_B, size)
+        else:
+            self._sums_by_owner(shard, part.rows_B, part.owner_B, units=part.units, size=size)
+
+    def _sums_by_owner(self, shard: Shard, rows_B: Rows, owner_B: Rows, *, units: int, size: int) -> None:
+        """Add each record's gradient to that of its owner."""
+        sums = [parameter.new_zeros((units, *parameter.shape)) for parameter in self._parameters]
+        for start in range(0, len(rows_B), size):
+            self._sample_gradients(shard, rows_B[start : start + size])
+            owner = torch.from_numpy(owner_B[start : start + size]).to(self._parameters[0].device)
+            for total, parameter in zip(sums, self._parameters, strict=True):
+                total.index_add_(0, owner, parameter.grad_sample)
+                parameter.grad_sample = None
+        for total, parameter in zip(sums, self._parameters, strict=True):
+            parameter.grad_sample = total
+
+    def _sum_of_all(self, shard: Shard, rows_B: Rows, size: int) -> None:
+        """Let PyTorch add up the gradients of one person: nobody else's are there to be kept apart."""
+        self.module.disable_hooks()
+        for start in range(0, len(rows_B), size):
+            self._backward(shard, rows_B[start : start + size])
+        self.module.enable_hooks()
+        for parameter in self._parameters:
+            parameter.grad_sample = None if parameter.grad is None else parameter.grad[None]
+
+    def _sample_gradients(self, shard: Shard, rows: Rows) -> None:
         """Leave each row's gradient in `grad_sample`, (B, *shape) for each parameter."""
         if len(rows) == 0:
             for parameter in self._parameters:
                 parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
             return
+        self._backward(shard, rows)
+
+    def _backward(self, shard: Shard, rows: Rows) -> None:
         device = self._parameters[0].device
         features = torch.from_numpy(shard.features_ND[rows]).to(device)
         labels = torch.from_numpy(shard.labels_N[rows]).to(device)
         functional.cross_entropy(self.module(features), labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
-
-
-def _parts(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """The rows in parts of at most `size`, at least one, each with whether it is the last."""
-    starts = range(0, max(len(rows), 1), size)
-    for start in starts:
-        yield rows[start : start + size], start == starts[-1]

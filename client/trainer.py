@@ -2,15 +2,18 @@
 
 Shapes: P is the number of parameters.
 
-    weights -> load -> (DP-SGD | plain steps) -> update -> (clip) -> Report
+    weights -> load -> (noised count) -> (DP-SGD | plain steps) -> update -> (clip) -> Report
 
 Nothing of one client is in the next one's result: weights are overwritten, the optimiser is new, gradients are dropped,
 dropout is seeded anew, and secret randomness has a key of its own for each order.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from client.metrics import noised_correct
 from common import flat
 from common.config import Scenario
 from common.devices import device
@@ -53,14 +56,18 @@ class Trainer:
         Edge cases:
             weights of another size, or not finite   refused as malformed
             a shard without records                  refused as unfit data
+            no persons where they are the unit       refused as unfit data
             an update that is not finite             refused as failed: nothing of it leaves
+            metrics other than the scenario's        refused as not in the plan
         """
         weights_P = torch.from_numpy(order.weights_P)
         if len(weights_P) != flat.size(self._model) or not torch.isfinite(weights_P).all():
             raise RefusedError(Refusal.MALFORMED, "the order's weights do not fit the model, or are not finite")
         if len(shard) == 0:
             raise RefusedError(Refusal.DATA_UNFIT, "the shard holds no records")
+        shard = self._by_unit(shard)
         flat.load(self._model, weights_P)
+        correct = self._correct(order, shard)
         torch.manual_seed(derive(self._scenario.run.seed, "dropout", order.round, order.client))
         self._steps(order, shard)
         update_P = (flat.flatten(self._model) - weights_P).numpy()
@@ -70,6 +77,30 @@ class Trainer:
             attempt=order.attempt,
             client=order.client,
             update_P=_fit_to_leave(update_P, order.max_update_norm),
+            correct=correct,
+        )
+
+    def _by_unit(self, shard: Shard) -> Shard:
+        """The shard with the persons of its records where they are the scenario's unit, and only there."""
+        if self._scenario.privacy.unit_column is None:
+            return replace(shard, units_N=None)
+        if shard.units_N is None or len(shard.units_N) != len(shard):
+            raise RefusedError(Refusal.DATA_UNFIT, "the unit is a person and the shard does not name each record's")
+        return shard
+
+    def _correct(self, order: Order, shard: Shard) -> float | None:
+        """The noised count of what the order's weights get right, where the scenario plans one, else None."""
+        noise_multiplier = order.metrics_noise_multiplier
+        if noise_multiplier != self._scenario.privacy.metrics_noise_multiplier:
+            raise RefusedError(Refusal.NOT_IN_PLAN, "the order asks for other metrics than the scenario")
+        if noise_multiplier is None:
+            return None
+        return noised_correct(
+            self._model,
+            shard,
+            noise_multiplier=noise_multiplier,
+            physical_batch=self._scenario.engine.physical_batch,
+            entropy=Entropy(),
         )
 
     def _steps(self, order: Order, shard: Shard) -> None:

@@ -20,7 +20,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from common.errors import ScenarioError
 from common.model_tables import Cnn, CnnOpacus, Model, Momentum, PositiveFloat, PositiveInt, Table, Transformer
-from common.privacy.accounting import SMALLEST_DELTA
+from common.privacy_table import Privacy
+from common.tasks import TASKS
 from common.validation_errors import explain
 
 Optimizer = Literal["sgd", "momentum", "adam"]
@@ -75,31 +76,6 @@ class Server(Table):
     min_replies: Annotated[int, Field(ge=0, strict=True)] = 1
     round_timeout_s: PositiveFloat = 3600.0
     evaluate_every: PositiveInt = 1
-
-
-class Privacy(Table):
-    """`[privacy]`: the unit, and either epsilon or the noise multiplier; the other follows."""
-
-    unit: Literal["record", "client", "none"] = "record"
-    epsilon: PositiveFloat | None = None
-    noise_multiplier: PositiveFloat | None = None
-    budget: PositiveFloat | None = None
-    delta: Annotated[float, Field(ge=SMALLEST_DELTA, lt=1, strict=True)] = 1e-5
-    max_grad_norm: PositiveFloat = 1.0
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        given = [name for name in ("epsilon", "noise_multiplier") if getattr(self, name) is not None]
-        superfluous = [*given, *(["budget"] if self.budget is not None else [])]
-        if self.unit == "none" and superfluous:
-            raise ValueError(
-                f"{superfluous[0]}: expected none of it with unit 'none'; remove it (--set privacy.{superfluous[0]}=) "
-                f"or choose unit 'record' or 'client'"
-            )
-        if self.unit != "none" and len(given) != 1:
-            got = "both" if given else "neither"
-            raise ValueError(f"epsilon: expected epsilon or noise_multiplier, got {got}; give one, the other follows")
-        return self
 
 
 class Engine(Table):
@@ -175,6 +151,23 @@ class Scenario(Table):
         if text != isinstance(self.model, Transformer):
             kind = "'transformer' for a text data set" if text else "'cnn' or 'cnn-opacus' for an image data set"
             raise ValueError(f"model.name: expected {kind}, got '{self.model.name}'")
+        return self
+
+    @model_validator(mode="after")
+    def _persons_are_known(self) -> Self:
+        column, data = self.privacy.unit_column, self.data
+        if column is None:
+            return self
+        known = TASKS[data.dataset].unit_columns
+        if column not in known:
+            expected = " or ".join(f"'{name}'" for name in known) or "none of it (--set privacy.unit_column=)"
+            raise ValueError(f"privacy.unit_column: expected {expected} for '{data.dataset}', got '{column}'")
+        if data.partition != "iid":
+            why = {
+                "dirichlet": "a person's records would lie with several clients",
+                "natural": "each client would be one person, which is unit 'client'",
+            }[data.partition]
+            raise ValueError(f"data.partition: expected 'iid' with privacy.unit_column, got '{data.partition}'; {why}")
         return self
 
 

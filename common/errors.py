@@ -4,12 +4,15 @@
     ├── BadInputError            exit code 2: the user's input; nothing was written
     │   ├── ScenarioError        a scenario file or an override
     │   ├── DataMissingError     a data set that is not where it was expected
-    │   └── ModelRefusedError    a model that cannot be trained privately
+    │   ├── ModelRefusedError    a model that cannot be trained privately
+    │   └── PolicyError          an owner's policy file
     ├── AccountingError          accountants that disagree, or cannot answer
     ├── PlanRefusedError         a plan that spends more than the budget allows
+    ├── LedgerError              a ledger that is not whole, or cannot be written
     ├── WireError                a malformed message from the other side
     ├── RefusedError             an order that this client will not carry out
     └── RunFailedError           a run that stopped; its folder can be resumed
+        └── BudgetSpentError     a run that stopped because its budgets are spent; its model so far is saved
 
 A message gives what was expected, what was got, and what to do. No message holds private data.
 """
@@ -41,6 +44,10 @@ class ModelRefusedError(BadInputError):
     """A model mixes samples or keeps buffers, so that its training cannot be private."""
 
 
+class PolicyError(BadInputError):
+    """An owner's policy file is missing, unreadable, of a newer version, or says something impossible."""
+
+
 class AccountingError(DiscreetError):
     """The accountants disagree or cannot answer: no epsilon is reported."""
 
@@ -49,12 +56,20 @@ class PlanRefusedError(DiscreetError):
     """The plan would spend more than the budget allows."""
 
 
+class LedgerError(DiscreetError):
+    """A ledger is missing, not whole, of a newer version, or cannot be written: nothing is trained."""
+
+
 class WireError(DiscreetError):
     """A message from outside is malformed."""
 
 
 class RunFailedError(DiscreetError):
     """The run stopped before its end. Its last checkpoint is whole."""
+
+
+class BudgetSpentError(RunFailedError):
+    """Nobody may train any more: the budgets are spent. The model of the last whole round is saved."""
 
 
 class RefusedError(DiscreetError):

@@ -3,7 +3,8 @@
 Shapes: P is the number of parameters of the model.
 
 What may leave a client is exactly `Report`: reading this file answers "what leaks?". Example counts, losses and
-accuracies on private data are not in it. A client that will not, or cannot, answer sends one word of `Refusal`.
+accuracies on private data are not in it; one noised count is, where an order asks for it and its account is charged.
+A client that will not, or cannot, answer sends one word of `Refusal`.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class Refusal(Enum):
     """The fixed vocabulary of why a client has no report; it holds no data."""
 
     NOT_IN_PLAN = "not-in-plan"
+    OUTSIDE_POLICY = "outside-policy"
     BUDGET_SPENT = "budget-spent"
     ALREADY_TRAINED = "already-trained"
     NOT_RECORDED = "not-recorded"
@@ -38,9 +40,10 @@ class Mechanism:
     """How one round of one client is made private, or None of it for unit `none`.
 
     Args:
-        sampling_rate: probability that a record is in a step's batch (Poisson), in (0, 1].
+        sampling_rate: probability that a record, or a person with all its records, is in a step's batch (Poisson), in
+            (0, 1].
         noise_multiplier: standard deviation of the noise in units of `max_grad_norm`.
-        max_grad_norm: bound on the L2 norm of what one record adds to a step.
+        max_grad_norm: bound on the L2 norm of what one record, or person, adds to a step.
         steps: noisy steps in the round.
     """
 
@@ -66,6 +69,7 @@ class Order:
         weights_P: the model to start from, flat.
         mechanism: for unit `record`, else None.
         max_update_norm: for unit `client` the L2 ball to which the update is clipped, else None.
+        metrics_noise_multiplier: noise of the count that is to come with the update, or None: no count is asked for.
     """
 
     run: str
@@ -75,21 +79,26 @@ class Order:
     weights_P: FloatArray
     mechanism: Mechanism | None = None
     max_update_norm: float | None = None
+    metrics_noise_multiplier: float | None = None
 
     def __post_init__(self) -> None:
         checks.positive(round=self.round, attempt=self.attempt)
         checks.not_negative(client=self.client)
         if self.max_update_norm is not None:
             checks.positive(max_update_norm=self.max_update_norm)
+        if self.metrics_noise_multiplier is not None:
+            checks.positive(metrics_noise_multiplier=self.metrics_noise_multiplier)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that leaves a client: which order it answers, and the update.
+    """All that leaves a client: which order it answers, the update, and a noised count where one was ordered.
 
     Args:
         run, round, attempt, client: those of the order.
         update_P: model after local training minus the order's weights, flat.
+        correct: how many of the client's own records (of its persons, each with the share of its records) the order's
+            weights get right, plus Gaussian noise; withheld, None, unless the order asks for it.
     """
 
     run: str
@@ -97,3 +106,4 @@ class Report:
     attempt: int
     client: int
     update_P: FloatArray
+    correct: float | None = None

@@ -6,17 +6,22 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ValidationError
 
 Tables = Mapping[str, Sequence[type[BaseModel]]]
+_EXPECTED = {"model_type": "a table", "tuple_type": "a list"}  # in words of the file, not of Python
+_FOLLOWS = "default_factory_not_called"  # a default that depends on a value which is itself a problem
 
 
 def explain(error: ValidationError, tables: Tables) -> str:
     """Return the first problem in one sentence, and how many more there are.
 
+    An unknown key comes first: misspelt, it is also why another one is missing. A validator's own message begins with
+    the key that it is about, or, where it checked one value, with `expected`.
+
     Args:
         error: what pydantic found.
         tables: the known tables, each with the records that it may be.
     """
-    problems = error.errors(include_url=False)
-    first = problems[0]
+    problems = [problem for problem in error.errors(include_url=False) if problem["type"] != _FOLLOWS]
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     place = [str(part) for part in first["loc"]]
     if place[:1] == ["model"]:
         del place[1:2]  # pydantic names the variant: model, cnn, key
@@ -25,13 +30,15 @@ def explain(error: ValidationError, tables: Tables) -> str:
         sentence = f"{key}: unknown key; {_nearest(place, tables)}"
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"])
-        sentence = f"{key}.{message}" if key else message
+        sentence = f"{key}{': ' if message.startswith('expected') else '.'}{message}" if key else message
     elif first["type"] == "union_tag_invalid":
         sentence = f"model.name: expected {first['ctx']['expected_tags']}, got '{first['ctx']['tag']}'"
     elif first["type"] == "missing":
         sentence = f"{key}: expected a value, got none; add it"
     else:
-        expected = first["msg"].replace("Input should be ", "").replace("Input", "").strip()
+        expected = (
+            _EXPECTED.get(first["type"]) or first["msg"].replace("Input should be ", "").replace("Input", "").strip()
+        )
         sentence = f"{key}: expected {expected}, got {first['input']!r}"
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
     return f"{sentence}.{more}"

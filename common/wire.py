@@ -9,6 +9,7 @@ this module knows nothing of Flower. Whatever does not decode raises `WireError`
     0
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,8 @@ def encode_order(order: Order) -> Frame:
         }
     if order.max_update_norm is not None:
         scalars["max-update-norm"] = repr(float(order.max_update_norm))
+    if order.metrics_noise_multiplier is not None:
+        scalars["metrics-noise-multiplier"] = repr(float(order.metrics_noise_multiplier))
     return Frame(scalars=scalars, array=order.weights_P)
 
 
@@ -53,7 +56,7 @@ def decode_order(frame: Frame) -> Order:
     given = optional & frame.scalars.keys()
     if given and given != optional:
         raise WireError(f"An order names a mechanism in part: got {sorted(given)}, expected {sorted(optional)}.")
-    _only(frame, _ADDRESS | optional | {"max-update-norm"})
+    _only(frame, _ADDRESS | optional | {"max-update-norm", "metrics-noise-multiplier"})
     try:
         mechanism = None
         if given:
@@ -63,7 +66,6 @@ def decode_order(frame: Frame) -> Order:
                 max_grad_norm=float(_text(frame, "max-grad-norm")),
                 steps=_whole(frame, "steps"),
             )
-        clip = float(_text(frame, "max-update-norm")) if "max-update-norm" in frame.scalars else None
         return Order(
             run=_text(frame, "run"),
             round=_whole(frame, "round"),
@@ -71,7 +73,8 @@ def decode_order(frame: Frame) -> Order:
             client=_whole(frame, "client"),
             weights_P=_flat(frame),
             mechanism=mechanism,
-            max_update_norm=clip,
+            max_update_norm=_number(frame, "max-update-norm"),
+            metrics_noise_multiplier=_number(frame, "metrics-noise-multiplier"),
         )
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise WireError(f"An order does not decode: {error}.") from error
@@ -79,18 +82,26 @@ def decode_order(frame: Frame) -> Order:
 
 def encode_report(report: Report) -> Frame:
     """Turn a report into a frame; `decode_report` brings it back equal."""
-    return Frame(scalars=_address(report), array=report.update_P)
+    scalars = _address(report)
+    if report.correct is not None:
+        scalars["correct"] = repr(float(report.correct))
+    return Frame(scalars=scalars, array=report.update_P)
 
 
 def decode_report(frame: Frame) -> Report:
     """Turn a frame back into a report, or raise WireError."""
-    _only(frame, _ADDRESS)
+    _only(frame, _ADDRESS | {"correct"})
+    try:
+        correct = _number(frame, "correct")
+    except ValueError as error:
+        raise WireError(f"A report does not decode: {error}.") from error
     return Report(
         run=_text(frame, "run"),
         round=_whole(frame, "round"),
         attempt=_whole(frame, "attempt"),
         client=_whole(frame, "client"),
         update_P=_flat(frame),
+        correct=correct,
     )
 
 
@@ -112,6 +123,16 @@ def _text(frame: Frame, name: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         raise WireError(f"{name}: expected a text of at most {MAX_TEXT} characters, got {type(value).__name__}.")
     return value
+
+
+def _number(frame: Frame, name: str) -> float | None:
+    """A finite number that travels as a text, or None where it is not there; ValueError for any other."""
+    if name not in frame.scalars:
+        return None
+    number = float(_text(frame, name))
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number
 
 
 def _whole(frame: Frame, name: str) -> int:

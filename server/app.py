@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common import flat
 from common.config import Scenario, parse
+from common.errors import BudgetSpentError
 from common.models.registry import build
 from common.privacy.plan_file import from_json_text
 from common.shards import open_test
@@ -42,12 +43,16 @@ def main(grid: Grid, context: Context) -> None:
             folder=folder,
             evaluator=Evaluator(scenario, open_test(Path(str(context.run_config["shards"])))),
         )
-        strategy.start(grid, ArrayRecord(), num_rounds=scenario.run.rounds, timeout=scenario.server.round_timeout_s)
-        flat.load(model, weights.result_P)
-        _save(folder, model, scenario)
+        try:
+            strategy.start(grid, ArrayRecord(), num_rounds=scenario.run.rounds, timeout=scenario.server.round_timeout_s)
+        except BudgetSpentError:
+            _save(folder, model, weights, scenario)  # what the budget was spent for
+            raise
+        _save(folder, model, weights, scenario)
 
 
-def _save(folder: RunFolder, model: torch.nn.Module, scenario: Scenario) -> None:
+def _save(folder: RunFolder, model: torch.nn.Module, weights: GlobalModel, scenario: Scenario) -> None:
+    flat.load(model, weights.result_P)
     named = {name: value.detach().contiguous() for name, value in model.named_parameters()}
     description = {"model": scenario.model.model_dump_json(), "dataset": scenario.data.dataset}
     folder.save_model(named, description)

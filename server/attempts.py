@@ -5,17 +5,21 @@ attempted again as one of the plan's spare rounds: what was charged for it stays
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from common.config import Scenario
-from common.errors import RunFailedError
+from common.errors import BudgetSpentError, RunFailedError
+from common.ledger import Ledger, Share
+from common.privacy.accounts import population_account, terms_of
 from common.privacy.entropy import Entropy
-from common.privacy.event_log import Entry, EventLog
-from common.privacy.plan import POPULATION, Plan
+from common.privacy.plan import Plan
+from common.transparency.drafts import Charge
 from server.cohorts import Clients, poisson_cohort, schedule
 from server.run_folder import RunFolder
 from server.spending import Spending
+
+SPENT = "The model so far is saved. See `discreet report` for what was spent; only the data's owner can allow more."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +43,24 @@ class Attempts:
         self._scenario, self._plan, self._folder = scenario, plan, folder
         self._schedule = schedule(scenario)
         self._spending = Spending(plan)
-        self._events: EventLog | None = None
+        self._ledger: Ledger | None = None
+        self._charge: Charge | None = None  # of the attempt that is under way
         self._lost_here = 0
         for number, times in folder.attempts().items():
             self._spending.charge(self._schedule[number - 1], times=times)
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Hold the event log of the one account that the coordinator keeps; other clients keep their own."""
+        """Hold the ledger of the one account that the coordinator keeps; other clients keep their own."""
         if self._plan.unit != "client":
             yield
             return
-        self._events = EventLog(self._folder.path / "events.jsonl")
-        try:
+        account, (planned,) = population_account(self._scenario), self._plan.accounts
+        with closing(Ledger(self._folder.path / "ledger.db")) as self._ledger:
+            self._ledger.open_accounts(terms_of(self._scenario, self._plan))
+            share = Share(events=planned.events, wanted=planned.reserved)
+            self._ledger.begin_run(self._plan.run, {account: share})
             yield
-        finally:
-            self._events.close()
 
     def begin(self, number: int) -> Attempt:
         """Begin a round, durably; RunFailedError when it was lost and no spare is left."""
@@ -67,20 +73,36 @@ class Attempts:
         private_cohort = self._plan.unit == "client"
         cohort = poisson_cohort(self._plan, Entropy()) if private_cohort else self._schedule[number - 1]
         attempt = Attempt(round=number, number=self._folder.begin(number), cohort=cohort)
-        if self._events is not None:
-            event = self._plan.accounts[0].event
-            entry = Entry(run=self._plan.run, round=number, attempt=attempt.number, account=POPULATION, event=event)
-            self._events.append([entry])
+        self._reserve(attempt)
         self._spending.charge(cohort)
         return attempt
 
+    def commit(self) -> None:
+        """Note that the attempt under way changed the model."""
+        if self._ledger is not None and self._charge is not None:
+            self._ledger.settle([self._charge])
+
     def lose(self) -> None:
-        """Note that an attempt of this process came to nothing."""
+        """Note that the attempt under way came to nothing; it stays charged."""
         self._lost_here += 1
+        if self._ledger is not None and self._charge is not None:
+            self._ledger.settle([], [self._charge])
 
     def epsilon_max(self) -> float | None:
         """Return an upper bound on what any account has spent; None without privacy."""
         return self._spending.epsilon_max()
+
+    def _reserve(self, attempt: Attempt) -> None:
+        """Charge the whole population, durably; BudgetSpentError when it has nothing left."""
+        if self._ledger is None:
+            return
+        self._charge = Charge(
+            account=population_account(self._scenario), run=self._plan.run, round=attempt.round,
+            attempt=attempt.number, events=self._plan.accounts[0].events,
+        )  # fmt: skip
+        (refusal,) = self._ledger.reserve([self._charge])
+        if refusal is not None:
+            raise BudgetSpentError(f"Round {attempt.round} was not begun: {refusal.value}. {SPENT}")
 
     def _lost(self, number: int) -> int:
         """How many attempts came to nothing: in all under privacy, in this process without."""

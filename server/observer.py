@@ -18,6 +18,8 @@ class RoundRecord:
         metrics: on the public test set, empty where the round was not evaluated.
         epsilon_max: largest epsilon of any account so far, an upper bound on a coarse grid; None where not computed.
         seconds: duration.
+        client_accuracy: of the weights that the round began with, on the clients' own records, from noised counts; None
+            where they are withheld.
     """
 
     round: int
@@ -28,6 +30,7 @@ class RoundRecord:
     metrics: Mapping[str, float] = field(default_factory=dict)
     epsilon_max: float | None = None
     seconds: float
+    client_accuracy: float | None = None
 
 
 class Observer:

@@ -3,6 +3,7 @@
 Each check refuses one reply and names why; the round goes on with the others.
 """
 
+import math
 from functools import lru_cache
 from io import BytesIO
 
@@ -13,6 +14,7 @@ from common.messages import FloatArray, Report
 from common.privacy.clipping import clip, l2_norm
 
 NORM_TOLERANCE = 1e-4  # rounding to float32; the sum clips again, in double precision
+FARTHEST_NOISE = 8.6  # standard deviations; `Entropy.normal` draws none beyond 8.58
 
 
 class ReplyRefusedError(DiscreetError):
@@ -72,3 +74,30 @@ def checked_update(
     if l2_norm(report.update_P) > max_norm * (1 + NORM_TOLERANCE):
         raise ReplyRefusedError("norm-above-bound")
     return clip(report.update_P, max_norm=max_norm)
+
+
+def checked_correct(report: Report, *, units: int, noise_multiplier: float | None) -> float | None:
+    """Return a report's noised count, or raise ReplyRefusedError.
+
+    Guarantees:
+        There is a count exactly where one was ordered.
+        It is finite, and no farther outside 0 to `units` than the noise of an honest client goes.
+
+    Args:
+        report: what came.
+        units: declared number of the client's records, or persons.
+        noise_multiplier: that of the order, or None where no count was ordered.
+    """
+    correct = report.correct
+    if correct is None and noise_multiplier is None:
+        return None
+    if noise_multiplier is None:
+        raise ReplyRefusedError("count-unasked")
+    if correct is None:
+        raise ReplyRefusedError("count-missing")
+    if not math.isfinite(correct):
+        raise ReplyRefusedError("not-finite")
+    farthest = FARTHEST_NOISE * noise_multiplier
+    if not -farthest <= correct <= units + farthest:
+        raise ReplyRefusedError("count-impossible")
+    return correct

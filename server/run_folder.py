@@ -24,8 +24,11 @@ from common.errors import RunFailedError
 from common.files import write_whole, write_whole_with
 from server.observer import RoundRecord
 
-COLUMNS = ("round", "cohort", "replies", "refused", "accuracy", "loss", "epsilon_max", "seconds")
+COLUMNS = (
+    "round", "cohort", "replies", "refused", "accuracy", "loss", "epsilon_max", "seconds", "client_accuracy",
+)  # fmt: skip
 _HEADER = ",".join(COLUMNS) + "\n"
+_HEADER_BEFORE = ",".join(COLUMNS[:-1]) + "\n"  # of runs that were begun before there was a client_accuracy
 
 
 class RunFolder:
@@ -109,6 +112,8 @@ class RunFolder:
         path = self.path / "rounds.csv"
         if path.exists():
             header, *lines = [*path.read_text().splitlines(keepends=True), ""]
+            if header == _HEADER_BEFORE:
+                header, lines = _HEADER, [line.replace("\n", ",\n") for line in lines]
             whole = [line for line in lines if line.endswith("\n")] if header == _HEADER else []
             self.write("rounds.csv", _HEADER + "".join(line for line in whole if int(line.split(",")[0]) <= last))
 
@@ -123,6 +128,7 @@ def _row(record: RoundRecord) -> dict[str, object]:
         "loss": _number(record.metrics.get("loss")),
         "epsilon_max": _number(record.epsilon_max),
         "seconds": f"{record.seconds:.3f}",
+        "client_accuracy": _number(record.client_accuracy),
     }
 
 

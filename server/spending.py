@@ -27,18 +27,12 @@ class Spending:
         elif self._plan.unit == "record":
             self._taken[cohort] += times
 
-    def attempts(self) -> int:
-        """Return how often the account that was charged most was charged."""
-        return int(self._taken.max(initial=0))
-
     def epsilon_max(self) -> float | None:
         """Return an upper bound on the largest epsilon of any account so far; None without privacy."""
         histories = Counter(zip(self._plan.account_of, self._taken.tolist(), strict=True))
         return max(
             (
-                epsilon((self._plan.accounts[account].event.times(taken),), delta=self._plan.delta, grid=COARSE)
-                if taken
-                else 0.0
+                epsilon(self._plan.accounts[account].history(taken), delta=self._plan.delta, grid=COARSE)
                 for account, taken in histories
             ),
             default=None,

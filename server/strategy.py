@@ -12,6 +12,7 @@ SuperLink.
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -19,24 +20,23 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from common.config import Scenario
-from common.errors import RunFailedError
+from common.errors import BudgetSpentError, RunFailedError
 from common.messages import FloatArray, Order, Refusal
 from common.privacy.entropy import Entropy
 from common.privacy.plan import Plan
 from server.aggregation import OrderedSum
-from server.attempts import Attempt, Attempts
+from server.attempts import SPENT, Attempt, Attempts
 from server.evaluation import Evaluator
 from server.exchange import order_message, replies, report_in, weights_record
 from server.global_model import GlobalModel, float32, noised
 from server.observer import RoundRecord, observer
-from server.replies import ReplyRefusedError, checked_update
+from server.pooling import Pool
+from server.replies import ReplyRefusedError, checked_correct, checked_update
 from server.run_folder import RunFolder
 
 log = logging.getLogger("discreet.server")
 
 _EMPTY = np.zeros(0, np.float32)
-
-POLL_S = 0.05
 
 
 class PrivateAveraging(Strategy):
@@ -61,6 +61,8 @@ class PrivateAveraging(Strategy):
         self._attempt = Attempt(round=0, number=1, cohort=np.arange(0))
         self._refused: list[tuple[int, str]] = []
         self._replies = 0
+        self._last: RoundRecord | None = None
+        self._pool = Pool()
 
     def start(  # noqa: D417, PLR0917 - the arguments are Flower's
         self,
@@ -91,7 +93,11 @@ class PrivateAveraging(Strategy):
         result = Result(arrays=initial_arrays)
         with self._attempts.open():
             for number in range(done + 1, num_rounds + 1):
-                record = self._round(grid, number, timeout_s=timeout)
+                try:
+                    record = self._round(grid, number, timeout_s=timeout)
+                except BudgetSpentError:
+                    self._evaluate_late()
+                    raise
                 result.arrays = self._arrays()
                 if record.metrics:
                     result.evaluate_metrics_serverapp[number] = MetricRecord(dict(record.metrics))
@@ -117,7 +123,7 @@ class PrivateAveraging(Strategy):
             weights = {client: float(self._plan.records[client]) for client in self._attempt.cohort.tolist()}
         total = OrderedSum(self._attempt.cohort.tolist(), size=size, weights=weights)
         client_of = {node: client for client, node in enumerate(self._nodes)}
-        self._refused, self._replies = [], 0
+        self._refused, self._replies, self._pool = [], 0, Pool()
         missing = set(self._attempt.cohort.tolist())
         for reply in replies:
             client = client_of.get(reply.metadata.src_node_id, -1)
@@ -126,7 +132,7 @@ class PrivateAveraging(Strategy):
                 continue
             missing.remove(client)
             try:
-                total.add(client, self._update(reply, server_round, client, size))
+                total.add(client, self._accepted(reply, server_round, client, size))
                 self._replies += 1
             except ReplyRefusedError as error:
                 log.warning("round %d: client %d: %s", server_round, client, error)
@@ -183,6 +189,9 @@ class PrivateAveraging(Strategy):
         while not self._attempted(grid, number, timeout_s=timeout_s):
             log.warning("round %d lost: %d replies; refused: %s", number, self._replies, _few(self._refused))
             self._attempts.lose()
+            if self._refused and all(word == Refusal.BUDGET_SPENT.value for _, word in self._refused):
+                raise BudgetSpentError(f"Round {number}: all {len(self._refused)} clients said budget-spent. {SPENT}")
+        self._attempts.commit()
         is_last = number == self._scenario.run.rounds
         is_evaluated = is_last or number % self._scenario.server.evaluate_every == 0
         record = RoundRecord(
@@ -194,11 +203,20 @@ class PrivateAveraging(Strategy):
             metrics=self._evaluator.measure(self._model.result_P) if is_evaluated else {},
             epsilon_max=self._attempts.epsilon_max() if is_evaluated else None,
             seconds=time.monotonic() - started,
+            client_accuracy=self._pool.accuracy(),
         )
+        self._last = record
         self._folder.append_round(record)
         self._folder.save(number, self._model.state())
         self._observer.round_done(record)
         return record
+
+    def _evaluate_late(self) -> None:
+        """Measure the last whole round of this process, which was not known to be the last."""
+        if self._last is not None and not self._last.metrics:
+            metrics = self._evaluator.measure(self._model.result_P)
+            self._folder.cut_rounds(self._last.round - 1)
+            self._folder.append_round(replace(self._last, metrics=metrics, epsilon_max=self._attempts.epsilon_max()))
 
     def _attempted(self, grid: Grid, number: int, *, timeout_s: float) -> bool:
         """Attempt a round once; whether enough good replies came."""
@@ -217,15 +235,17 @@ class PrivateAveraging(Strategy):
             weights_P=_EMPTY,  # travels once, in the array that all orders share
             mechanism=self._plan.mechanism(client),
             max_update_norm=self._plan.max_grad_norm if self._plan.unit == "client" else None,
+            metrics_noise_multiplier=self._plan.metrics_noise_multiplier(client),
         )
 
     def _arrays(self) -> ArrayRecord:
         return weights_record(float32(self._model.weights_P))
 
-    def _update(self, reply: Message, number: int, client: int, size: int) -> FloatArray:
-        """The update in a reply, or ReplyRefusedError with one word."""
-        return checked_update(
-            report_in(reply, size=size),
+    def _accepted(self, reply: Message, number: int, client: int, size: int) -> FloatArray:
+        """The update in a reply, whose noised count is pooled, or ReplyRefusedError with one word."""
+        report = report_in(reply, size=size)
+        update_P = checked_update(
+            report,
             run=self._plan.run,
             round_number=number,
             attempt=self._attempt.number,
@@ -233,6 +253,9 @@ class PrivateAveraging(Strategy):
             size=size,
             max_norm=self._plan.max_grad_norm if self._plan.unit == "client" else None,
         )
+        units, noise_multiplier = self._plan.records[client], self._plan.metrics_noise_multiplier(client)
+        self._pool.add(checked_correct(report, units=units, noise_multiplier=noise_multiplier), units=units)
+        return update_P
 
 
 def _few(refused: list[tuple[int, str]]) -> str:

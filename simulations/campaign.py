@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Scenario
+from common.errors import BadInputError, BudgetSpentError
 from common.privacy.accounting import epsilon
 from common.privacy.plan import Plan
 from server.observer import Observer
@@ -32,13 +33,18 @@ class Campaign:
     epsilon_all_runs: float | None
 
 
-def run(scenario: Scenario, *, out: Path | None, seeds: int, watcher: Observer) -> Campaign:
+def run(scenario: Scenario, *, out: Path | None, seeds: int, ledger: Path | None = None, watcher: Observer) -> Campaign:
     """Run a scenario for `seeds` seeds, counted up from its own, each in a folder of its own."""
+    if seeds > 1 and ledger is not None:
+        raise BadInputError(
+            "--ledger: expected it without --seeds, got both. Another seed splits the records anew, so that no account "
+            "would know all that a record spent; epsilon of all seeds together is reported without a ledger."
+        )
     outcomes, plans = [], []
     for number in range(seeds):
         single = _with_seed(scenario, scenario.run.seed + number) if seeds > 1 else scenario
         folder = out / f"seed-{single.run.seed}" if out is not None and seeds > 1 else out
-        outcome = single_run.simulate(single, out=folder, watcher=watcher)
+        outcome = single_run.simulate(single, out=folder, ledger=ledger, watcher=watcher)
         outcomes.append(outcome)
         plans.append(single_run.plan_in(Path(outcome.run_dir)))
     return Campaign(outcomes=tuple(outcomes), plan=plans[0], epsilon_all_runs=_together(plans))
@@ -48,6 +54,13 @@ def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Cam
     """Continue the run of a folder; a scenario may be given, and is then compared."""
     outcome = single_run.resume(folder, scenario, watcher=watcher)
     return Campaign(outcomes=(outcome,), plan=single_run.plan_in(folder), epsilon_all_runs=None)
+
+
+def refuse_stopped(campaign: Campaign) -> None:
+    """Raise BudgetSpentError when a run ended before its last round."""
+    for outcome in campaign.outcomes:
+        if outcome.stopped is not None:
+            raise BudgetSpentError(outcome.stopped)
 
 
 def to_json(campaign: Campaign) -> dict[str, object]:
@@ -85,5 +98,5 @@ def _together(plans: Sequence[Plan]) -> float | None:
     if not plans[0].accounts:
         return None
     worst = [max(plan.accounts, key=lambda account: account.epsilon_reserved) for plan in plans]
-    events = tuple(account.event.times(account.reserved) for account in worst)
+    events = tuple(event for account in worst for event in account.history(account.reserved))
     return epsilon(events, delta=plans[0].delta)

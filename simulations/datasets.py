@@ -8,7 +8,7 @@ Images are scaled with public constants, texts are hashed; nothing is learnt fro
 import gzip
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +56,31 @@ def load(scenario: Scenario) -> Dataset:
         dataset = _mnist(scenario)
     else:
         dataset = _sms_spam(scenario)
-    declared, found = TASKS[name].train_records, len(dataset.train)
-    if declared != found:
-        raise DataMissingError(
-            f"{name}: expected {declared} training records, the declared number that the plan counts on, got {found}. "
-            f"Is this another version of the data set?"
-        )
-    expected_shape = TASKS[name].image_shape
-    if expected_shape is not None and dataset.train.features_ND.shape != (found, *expected_shape):
-        raise DataMissingError(
-            f"{name}: expected {found} images of {expected_shape}, as many as labels, got an array of "
-            f"{dataset.train.features_ND.shape}. Is this another version of the data set?"
-        )
+    _refuse_undeclared(name, dataset.train, scenario.privacy.unit_column)
     return dataset
+
+
+def _refuse_undeclared(name: str, train: Shard, column: str | None) -> None:
+    """Raise DataMissingError for a data set that is not what its task declares."""
+    task, found = TASKS[name], len(train)
+    if task.train_records != found:
+        raise DataMissingError(
+            f"{name}: expected {task.train_records} training records, the declared number that the plan counts on, got "
+            f"{found}. Is this another version of the data set?"
+        )
+    if task.image_shape is not None and train.features_ND.shape != (found, *task.image_shape):
+        raise DataMissingError(
+            f"{name}: expected {found} images of {task.image_shape}, as many as labels, got an array of "
+            f"{train.features_ND.shape}. Is this another version of the data set?"
+        )
+    if column is None:
+        return
+    persons = 0 if train.units_N is None else len(np.unique(train.units_N))
+    if train.units_N is None or len(train.units_N) != found or persons != task.unit_columns[column]:
+        raise DataMissingError(
+            f"{name}: expected {task.unit_columns[column]} persons in column '{column}', one named for each record, got "
+            f"{persons}. Is this another version of the data set?"
+        )
 
 
 def folder(scenario: Scenario) -> Path:
@@ -99,7 +111,7 @@ def _mnist(scenario: Scenario) -> Dataset:
     """28x28 grey digits, 60,000 and 10,000 (LeCun et al. 1998); writers from QMNIST (Yadav and Bottou 2019)."""
     paths = {name: _file(scenario, "mnist", file) for name, file in MNIST_FILES.items()}
     owners = None
-    if scenario.data.partition == "natural":
+    if scenario.data.partition == "natural" or scenario.privacy.unit_column is not None:
         table = _idx(_file(scenario, "mnist-writers", WRITERS_FILE), dtype=">i4")
         owners = table[:, WRITER_COLUMN].astype(np.int64)
     arrays = {name: _idx(path, dtype="u1") for name, path in paths.items()}
@@ -107,6 +119,8 @@ def _mnist(scenario: Scenario) -> Dataset:
         Shard(features_ND=_scaled(arrays[f"{part}_images"]), labels_N=arrays[f"{part}_labels"].astype(np.int64))
         for part in ("train", "test")
     )
+    if scenario.privacy.unit_column is not None:
+        train = replace(train, units_N=owners)
     return Dataset(train=train, test=test, owner_N=owners)
 
 

@@ -1,16 +1,20 @@
 """The figures of a run: what its rounds add up to, and what each client spent."""
 
+import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from client.budget import account_name
+from common.config import Scenario
 from common.files import write_whole
 from common.privacy import accounting
-from common.privacy.event_log import read_entries
-from common.privacy.plan import POPULATION, Plan
+from common.privacy.accounts import client_account, population_account
+from common.privacy.events import merged
+from common.privacy.plan import Plan
+from common.transparency.entries import PLAN_ROUND, Reserve
+from common.transparency.export import Statement, read
 from server.observer import Observer, RoundRecord
 
 COLUMNS = (
@@ -26,7 +30,9 @@ class Outcome:
         run_dir: the run's folder.
         rounds: how many are done, those before a resume included.
         metrics: on the public test set after the last round.
-        epsilon: largest and median over the accounts, or None without privacy.
+        epsilon: of this run, largest and median over the accounts, or None without privacy.
+        lifetime_epsilon: the same for all runs in the ledger, at the ledger's delta.
+        stopped: why the run ended before its last round, or None.
         delta: of epsilon.
         unit: record, client or none.
         client_updates: used in this process.
@@ -38,6 +44,8 @@ class Outcome:
     rounds: int
     metrics: dict[str, float]
     epsilon: dict[str, float] | None
+    lifetime_epsilon: dict[str, float] | None
+    stopped: str | None
     delta: float
     unit: str
     client_updates: int
@@ -49,34 +57,72 @@ class Outcome:
         return asdict(self)
 
 
-def write_clients(plan: Plan, folder: Path, refusals: Counter[int]) -> list[float]:
-    """Write clients.csv from the events on disk, and return each account's epsilon."""
-    events = folder / "events.jsonl"
-    taken = Counter(entry.account for entry in read_entries(events)) if events.exists() else Counter[str]()
-    rows = []
+def write_clients(
+    scenario: Scenario, plan: Plan, folder: Path, refusals: Counter[int]
+) -> tuple[list[float], list[float]]:
+    """Write clients.csv and events.jsonl from the ledger; return each account's epsilon, of this run and in all."""
+    if plan.unit == "none":
+        plain = [{"client": client, "records": n, "refusals": refusals[client]} for client, n in enumerate(plan.records)]
+        write_whole(folder / "clients.csv", pd.DataFrame(plain, columns=list(COLUMNS)).to_csv(index=False))
+        return [], []
+    statement = read(folder / "ledger.db")
+    _write_events(statement, plan.run, folder / "events.jsonl")
+    rows: list[dict[str, object]] = []
+    lifetime: list[float] = []
     for client, records in enumerate(plan.records):
-        row: dict[str, object] = {"client": client, "records": records, "refusals": refusals[client]}
-        if plan.unit != "none":
-            event = plan.account(client).event
-            times = taken[POPULATION if plan.unit == "client" else account_name(client)]
-            row |= {
-                "sampling_rate": float(event.sampling_rate),
-                "noise_multiplier": event.noise_multiplier,
-                "steps": event.steps * times,
+        name = population_account(scenario) if plan.unit == "client" else client_account(scenario, client)
+        planned, account = plan.account(client), statement.books.accounts[name]
+        times = account.runs[plan.run].charged if plan.run in account.runs else 0
+        rows.append(
+            {
+                "client": client,
+                "records": records,
+                "sampling_rate": float(planned.event.sampling_rate),
+                "noise_multiplier": planned.event.noise_multiplier,
+                "steps": planned.event.steps * times,
                 "participations": times,
-                "epsilon": accounting.epsilon((event.times(times),), delta=plan.delta) if times else 0.0,
+                "epsilon": accounting.epsilon(planned.history(times), delta=plan.delta),
                 "delta": plan.delta,
+                "refusals": refusals[client],
             }
-        rows.append(row)
+        )
+        lifetime.append(accounting.epsilon(merged(account.spent()), delta=account.terms[-1].delta))
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     write_whole(folder / "clients.csv", table.to_csv(index=False))
-    return [] if plan.unit == "none" else table["epsilon"].astype(float).tolist()
+    return table["epsilon"].astype(float).tolist(), lifetime
+
+
+def _write_events(statement: Statement, run: str, path: Path) -> None:
+    """Write what a run was charged, a line a charge, for those who read tables rather than ledgers."""
+    lines = [
+        json.dumps(
+            {
+                "run": entry.run,
+                "round": entry.round,
+                "attempt": entry.attempt,
+                "account": entry.account,
+                "events": [event.to_json() for event in entry.events],
+            }
+        )
+        for entry in statement.entries
+        if isinstance(entry, Reserve) and entry.run == run and entry.round != PLAN_ROUND
+    ]
+    write_whole(path, "".join(f"{line}\n" for line in lines))
+
+
+def rounds_done(folder: Path) -> int:
+    """Return the number of the last round in rounds.csv."""
+    path = folder / "rounds.csv"
+    return int(pd.read_csv(path)["round"].max()) if path.exists() else 0
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
-    """The metrics of a run that was done before."""
-    last = pd.read_csv(folder / "rounds.csv").iloc[-1]
-    return {"accuracy": float(last["accuracy"]), "loss": float(last["loss"])}
+    """The metrics of the last round that was evaluated, or none."""
+    path = folder / "rounds.csv"
+    evaluated = pd.read_csv(path).dropna(subset=["accuracy"]) if path.exists() else pd.DataFrame()
+    if evaluated.empty:
+        return {}
+    return {name: float(evaluated.iloc[-1][name]) for name in ("accuracy", "loss")}
 
 
 class Tally(Observer):

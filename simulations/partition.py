@@ -20,9 +20,14 @@ Rows = npt.NDArray[np.intp]
 
 
 def declared_records(scenario: Scenario) -> tuple[int, ...]:
-    """Return each client's number of records; IID shares follow from the declared size, without reading any data."""
+    """Return each client's number of records, or of persons where they are the unit.
+
+    IID shares follow from the declared size, without reading any data.
+    """
     if scenario.data.partition == "iid":
-        share = TASKS[scenario.data.dataset].train_records // scenario.data.clients
+        task, column = TASKS[scenario.data.dataset], scenario.privacy.unit_column
+        units = task.train_records if column is None else task.unit_columns[column]
+        share = units // scenario.data.clients
         _enough(scenario, [share])
         return (share,) * scenario.data.clients
     return tuple(len(rows) for rows in split(scenario, load(scenario)))
@@ -34,6 +39,7 @@ def split(scenario: Scenario, dataset: Dataset) -> list[Rows]:
     Guarantees:
         No row belongs to two clients.
         `iid`: all shares are equal, so that all clients spend alike; up to clients - 1 records are left out.
+        `iid` with `unit_column`: the same of persons, each with all its records: no person is with two clients.
         `dirichlet`: every record is used; each class is shared out in proportions drawn from Dirichlet(alpha).
         `natural`: a client is a person with all its records; `clients` persons are drawn at random.
 
@@ -42,7 +48,9 @@ def split(scenario: Scenario, dataset: Dataset) -> list[Rows]:
     """
     generator = np.random.default_rng(derive(scenario.run.seed, "split"))
     clients = scenario.data.clients
-    if scenario.data.partition == "iid":
+    if scenario.privacy.unit_column is not None:
+        rows = _persons(scenario, dataset, generator)
+    elif scenario.data.partition == "iid":
         share = len(dataset.train) // clients
         rows = list(generator.permutation(len(dataset.train))[: share * clients].reshape(clients, share))
     elif scenario.data.partition == "dirichlet":
@@ -51,6 +59,16 @@ def split(scenario: Scenario, dataset: Dataset) -> list[Rows]:
         rows = _natural(scenario, dataset, generator)
     _enough(scenario, [len(part) for part in rows])
     return [np.sort(part) for part in rows]
+
+
+def _persons(scenario: Scenario, dataset: Dataset, generator: np.random.Generator) -> list[Rows]:
+    """Deal persons, as many to each client, with all their records."""
+    if dataset.train.units_N is None:
+        raise ScenarioError(f"privacy.unit_column: '{scenario.data.dataset}' was read without its persons.")
+    names, person_N = np.unique(dataset.train.units_N, return_inverse=True)
+    share = len(names) // scenario.data.clients
+    dealt = generator.permutation(len(names))[: share * scenario.data.clients]
+    return [np.flatnonzero(np.isin(person_N, persons)) for persons in dealt.reshape(scenario.data.clients, share)]
 
 
 def _dirichlet(

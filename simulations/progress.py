@@ -168,6 +168,8 @@ def _show_outcome(console: Console, outcome: Outcome, campaign: Campaign) -> Non
             f"Each figure holds for one {outcome.unit}, at δ = {outcome.delta:g}, zero-out adjacency. "
             f"Reserved, with spare rounds: ε {campaign.plan.epsilon_reserved:.3f}."
         )
+    if outcome.lifetime_epsilon is not None and outcome.lifetime_epsilon != outcome.epsilon:
+        console.print(f"All runs in the ledger together: ε {outcome.lifetime_epsilon['max']:.3f} at most.")
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in outcome.metrics.items())
     console.print(f"[bold]On public test data after {outcome.rounds} rounds: {metrics}[/bold]")
     console.print(

@@ -15,4 +15,4 @@ def plan_of(scenario: Scenario) -> Plan:
 
 def check_plan(plan: Plan) -> list[accounting.Verdict]:
     """Ask all accountants about each account of a plan; AccountingError when they disagree."""
-    return [accounting.check((account.event.times(account.reserved),), delta=plan.delta) for account in plan.accounts]
+    return [accounting.check(account.history(account.reserved), delta=plan.delta) for account in plan.accounts]

@@ -15,17 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.budget import Budget
 from common.config import Scenario, dump, load
-from common.errors import BadInputError, RunFailedError, ScenarioError
+from common.errors import BadInputError, BudgetSpentError, RunFailedError, ScenarioError
 from common.files import write_whole
-from common.privacy.event_log import EventLog
 from common.privacy.plan import Plan
 from common.privacy.plan_file import from_json_text, to_json
 from common.shards import write_shards
 from server.observer import Observer, observer
-from simulations import datasets
-from simulations.figures import Outcome, Tally, last_metrics, write_clients
+from simulations import datasets, run_ledger
+from simulations.figures import Outcome, Tally, last_metrics, rounds_done, write_clients
 from simulations.partition import split
 from simulations.single_plan import check_plan, plan_of
 
@@ -48,18 +46,20 @@ def plan_in(folder: Path) -> Plan:
     return from_json_text((folder / "plan.json").read_text())
 
 
-def simulate(scenario: Scenario, *, out: Path | None, watcher: Observer) -> Outcome:
-    """Run a scenario in a new folder."""
+def simulate(scenario: Scenario, *, out: Path | None, ledger: Path | None, watcher: Observer) -> Outcome:
+    """Run a scenario in a new folder, on a ledger of its own or one that is named."""
     folder = out or Path("runs") / f"{scenario.run.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInputError(
             f"{folder}: expected a folder that is new or empty. Name another with --out, or --resume it."
         )
+    run_ledger.refuse_unfit(ledger, scenario)
     dataset = datasets.load(scenario)  # a data set that is missing is reported before anything is written
     plan = plan_of(scenario)
     check_plan(plan)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "scenario.toml", dump(scenario))
+    run_ledger.attach(folder, ledger, scenario)
     write_whole(folder / "plan.json", to_json(plan))
     return _run(scenario, plan, dataset, folder, watcher)
 
@@ -75,7 +75,7 @@ def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Out
         raise BadInputError(f"{folder}: the run's scenario or plan does not read ({error}).") from error
     if scenario is not None:
         _refuse_difference(begun, scenario)
-    return _run(scenario or begun, plan, datasets.load(begun), folder, watcher)
+    return _run(scenario or begun, plan, datasets.load(begun), folder, watcher, is_resumed=True)
 
 
 def _refuse_difference(begun: Scenario, given: Scenario) -> None:
@@ -90,7 +90,15 @@ def _refuse_difference(begun: Scenario, given: Scenario) -> None:
                 )
 
 
-def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path, watcher: Observer) -> Outcome:
+def _run(
+    scenario: Scenario,
+    plan: Plan,
+    dataset: datasets.Dataset,
+    folder: Path,
+    watcher: Observer,
+    *,
+    is_resumed: bool = False,
+) -> Outcome:
     from flwr.app import Context, RecordDict  # with torch: after everything that is wrong was refused
 
     from server.app import app
@@ -101,10 +109,7 @@ def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path
     tally = Tally(watcher)
     with _stopped_by_hand(folder), ExitStack() as stack:
         shards = stack.enter_context(_scratch())
-        budget = None
-        if plan.unit == "record":
-            budget = Budget(plan, EventLog(folder / "events.jsonl"))
-            stack.callback(budget.close)
+        budget = stack.enter_context(run_ledger.claim(folder, scenario, plan, is_resumed=is_resumed))
         run_config: UserConfig = {"scenario": dump(scenario), "run-folder": str(folder), "shards": str(shards)}
         executor = _executor(scenario, run_config)  # workers import their libraries while the data are laid out
         stack.callback(executor.close)
@@ -118,14 +123,21 @@ def _run(scenario: Scenario, plan: Plan, dataset: datasets.Dataset, folder: Path
         token = observer.set(tally)
         stack.callback(observer.reset, token)
         executor.wait()
-        app(grid, Context(RUN_ID, 0, {}, RecordDict(), run_config))
-    epsilons = write_clients(plan, folder, tally.refusals)
+        stopped = None
+        try:
+            app(grid, Context(RUN_ID, 0, {}, RecordDict(), run_config))
+        except BudgetSpentError as error:
+            stopped = str(error)
+    run_ledger.end(folder, plan)
+    epsilons, lifetime = write_clients(scenario, plan, folder, tally.refusals)
     wall = time.monotonic() - started
     return Outcome(
         run_dir=str(folder),
-        rounds=scenario.run.rounds,
+        rounds=rounds_done(folder),
         metrics=dict(tally.metrics) or last_metrics(folder),
         epsilon={"max": max(epsilons), "median": statistics.median(epsilons)} if epsilons else None,
+        lifetime_epsilon={"max": max(lifetime), "median": statistics.median(lifetime)} if lifetime else None,
+        stopped=stopped,
         delta=plan.delta,
         unit=plan.unit,
         client_updates=tally.updates,

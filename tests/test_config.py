@@ -32,6 +32,8 @@ def variant(*overrides: str) -> Scenario:
 
 NO_PRIVACY = ("privacy.unit=none", "privacy.epsilon=")
 TEXT = ("data.dataset=sms-spam", "model.name=transformer")
+PERSONS = ("data.dataset=mnist", "privacy.unit_column=writer")
+NOISY = "privacy.metrics=noisy"
 
 
 def test_every_default_is_filled_in():
@@ -63,6 +65,21 @@ def test_participations_default_to_an_even_schedule(rounds, cohort, expected):
 def test_a_client_cohort_may_be_empty():
     """With unit client, a round counts without replies, since the Poisson cohort may be empty."""
     assert variant("privacy.unit=client").server.min_replies == 0
+
+
+def test_a_record_is_the_unit_unless_a_column_names_persons():
+    """Without `unit_column` nothing is said of persons; with it the column is kept, and the unit is still `record`."""
+    assert parse(SCENARIO).privacy.unit_column is None
+    assert variant(*PERSONS).privacy.unit_column == "writer"
+    assert variant(*PERSONS).privacy.unit == "record"
+
+
+def test_metrics_are_withheld_unless_they_are_asked_for():
+    """By default no count leaves; `noisy` fills in its noise, and a given one is kept."""
+    assert parse(SCENARIO).privacy.metrics == "none"
+    assert parse(SCENARIO).privacy.metrics_noise_multiplier is None
+    assert variant(NOISY).privacy.metrics_noise_multiplier == 20.0
+    assert variant(NOISY, "privacy.metrics_noise_multiplier=7.5").privacy.metrics_noise_multiplier == 7.5
 
 
 def test_given_values_are_kept():
@@ -157,6 +174,38 @@ BAD = [
     (("training.local_steps=1", "training.local_epochs=1"), "training.local_steps: expected local_steps or local_epoc"),
     (("privacy.unit=client", "server.weighting=records"), "server.weighting: expected 'uniform' with unit 'client'"),
     (("model.normalization=batch",), "model.normalization: expected 'none' or 'group' with unit 'record', got 'batch'"),
+    # persons
+    (
+        ("privacy.unit=client", *PERSONS),
+        "privacy.unit_column: expected none of it with unit 'client', got 'writer'; remove it (--set privacy.unit_column=)"
+        " or choose unit 'record'",
+    ),
+    ((*NO_PRIVACY, *PERSONS), "privacy.unit_column: expected none of it with unit 'none', got 'writer'"),
+    ((*PERSONS, "privacy.unit_column=patient"), "privacy.unit_column: expected 'writer' for 'mnist', got 'patient'"),
+    (
+        ("privacy.unit_column=writer",),
+        "privacy.unit_column: expected none of it (--set privacy.unit_column=) for 'digits', got 'writer'",
+    ),
+    (("privacy.unit_column=3",), "privacy.unit_column: expected a valid string, got 3"),
+    (
+        (*PERSONS, "data.partition=dirichlet"),
+        "data.partition: expected 'iid' with privacy.unit_column, got 'dirichlet'; a person's records would lie with",
+    ),
+    (
+        (*PERSONS, "data.partition=natural"),
+        "data.partition: expected 'iid' with privacy.unit_column, got 'natural'; each client would be one person, which",
+    ),
+    # metrics
+    (("privacy.metrics=clear",), "privacy.metrics: expected 'none' or 'noisy', got 'clear'"),
+    (("privacy.unit=client", NOISY), "privacy.metrics: expected 'none' with unit 'client', got 'noisy'; the server wou"),
+    ((*NO_PRIVACY, NOISY), "privacy.metrics: expected 'none' with unit 'none', got 'noisy'; the public test set"),
+    (
+        ("privacy.metrics_noise_multiplier=20.0",),
+        "privacy.metrics_noise_multiplier: expected none of it with metrics 'none'; remove it "
+        "(--set privacy.metrics_noise_multiplier=) or choose metrics 'noisy'",
+    ),
+    ((NOISY, "privacy.metrics_noise_multiplier=0.0"), "privacy.metrics_noise_multiplier: expected greater than 0, got 0"),
+    ((NOISY, "privacy.metrics_noise_multiplier=inf"), "privacy.metrics_noise_multiplier: expected a finite number, got"),
     (("data.dataset=sms-spam",), "model.name: expected 'transformer' for a text data set, got 'cnn'"),
     (
         ("model.name=transformer",),
@@ -239,6 +288,9 @@ ROUND_TRIPS = [
     ("privacy.epsilon=", "privacy.noise_multiplier=1.1", "privacy.budget=3"),
     ("data.dataset=mnist", "model.name=cnn-opacus", "data.partition=dirichlet", "data.alpha=0.1"),
     (*TEXT, "model.dropout=0.0", "training.local_epochs=3"),
+    PERSONS,
+    (NOISY,),
+    (*PERSONS, NOISY, "privacy.metrics_noise_multiplier=7.5"),
     ("model.channels=[4, 8, 16]", "model.normalization=group", "training.optimizer=adam"),
     ("data.path='C:\\odd \"path\" ü'",),
     ("run.seed=9223372036854775807", "server.optimizer=momentum", "engine.kind=parallel", "engine.workers=3"),

@@ -29,13 +29,18 @@ needs_writers = pytest.mark.skipif(
 needs_sms = pytest.mark.skipif(not SMS.is_file(), reason=f"no SMS collection in {DATA}")
 
 
-def scenario(dataset: str, *, path: Path = DATA, partition: str = "iid") -> Scenario:
+def scenario(
+    dataset: str, *, path: Path = DATA, partition: str = "iid", privacy: str = 'unit = "none"'
+) -> Scenario:
     model = 'model = {name = "transformer", tokens = 24, vocabulary = 512}\n' if dataset == "sms-spam" else ""
     return parse(
         f'run = {{name = "x", rounds = 1}}\n{model}'
         f'data = {{dataset = "{dataset}", path = "{path}", partition = "{partition}", clients = 2}}\n'
-        'training = {batch_size = 8}\nprivacy = {unit = "none"}'
+        f"training = {{batch_size = 8}}\nprivacy = {{{privacy}}}"
     )
+
+
+PERSONS = 'epsilon = 1.0, unit_column = "writer"'
 
 
 @pytest.fixture
@@ -144,6 +149,18 @@ def test_mnist_writers_are_539_persons():
     assert owners is not None
     assert owners.shape == (60_000,)
     assert len(np.unique(owners)) == 539
+
+
+@needs_writers
+def test_mnist_names_the_writer_of_each_training_record_where_writers_are_the_unit(mnist):
+    """539 persons, as declared; the test set names nobody, nor does a run whose unit is a record."""
+    named = load(scenario("mnist", privacy=PERSONS))
+    assert named.train.units_N is not None
+    assert named.train.units_N.shape == (60_000,)
+    assert len(np.unique(named.train.units_N)) == TASKS["mnist"].unit_columns["writer"] == 539
+    np.testing.assert_array_equal(named.train.units_N, load(scenario("mnist", partition="natural")).owner_N)
+    assert named.test.units_N is None
+    assert mnist.train.units_N is None
 
 
 # --- SMS --------------------------------------------------------------------------------------------------------------
@@ -282,6 +299,18 @@ def test_number_of_records_must_be_the_declared_one(here):
     write_mnist(here, images=59_999, labels=59_999, side=1)
     with pytest.raises(DataMissingError, match=r"expected 60000 training records.*got 59999"):
         load(scenario("mnist", path=here))
+
+
+@pytest.mark.parametrize(("records", "persons"), [(60_000, 538), (60_000, 540), (59_999, 539)])
+def test_persons_must_be_as_declared(here, records, persons):
+    """The plan counts on 539 writers, one named for each record: another number of them is refused."""
+    write_mnist(here)
+    table = np.zeros((records, 8), ">i4")
+    table[:, 2] = np.arange(records) % persons
+    (here / "mnist-writers").mkdir()
+    (here / "mnist-writers" / WRITERS_FILE).write_bytes(idx(table, kind=12))
+    with pytest.raises(DataMissingError, match=rf"expected 539 persons in column 'writer', .* got {persons}\."):
+        load(scenario("mnist", path=here, privacy=PERSONS))
 
 
 @pytest.mark.parametrize(("images", "side"), [(59_999, 28), (60_000, 14)])

@@ -1,5 +1,7 @@
 """How records are split: nobody shares a record, and sizes are what was declared."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,6 +95,58 @@ def test_natural_clients_are_drawn_at_random_from_all_writers():
     for part in split(scenario(2, "natural"), dataset([0] * 150, owners)):
         assert len(part) == 3
         assert len({owners[row] for row in part}) == 1
+
+
+def of_persons(clients: int, *, seed: int = 7) -> Scenario:
+    return parse(
+        f'run = {{name = "x", rounds = 1, seed = {seed}}}\ndata = {{dataset = "mnist", clients = {clients}}}\n'
+        'training = {batch_size = 1}\nprivacy = {epsilon = 1.0, unit_column = "writer"}'
+    )
+
+
+def written_by(units: list[int]) -> Dataset:
+    """Return records that name their persons."""
+    shard = Shard(features_ND=np.zeros((len(units), 1)), labels_N=np.zeros(len(units), np.int64))
+    return Dataset(train=replace(shard, units_N=np.array(units, np.int64)), test=shard)
+
+
+@settings(deadline=None)
+@given(units=st.lists(st.integers(-5, 30), min_size=1, max_size=200), clients=st.integers(1, 8), seed=st.integers(0, 99))
+def test_persons_are_dealt_with_all_their_records(units, clients, seed):
+    """Each client has as many persons as the next, each person is with one client and has all its records there."""
+    persons = len(set(units))
+    if persons < clients:
+        with pytest.raises(ScenarioError, match="too many"):
+            split(of_persons(clients, seed=seed), written_by(units))
+        return
+    rows = split(of_persons(clients, seed=seed), written_by(units))
+    owners = [{units[row] for row in part} for part in rows]
+    assert [len(people) for people in owners] == [persons // clients] * clients
+    assert len(set().union(*owners)) == clients * (persons // clients)
+    for part, people in zip(rows, owners, strict=True):
+        assert part.tolist() == [row for row, unit in enumerate(units) if unit in people]
+
+
+def test_dealing_persons_follows_from_the_seed():
+    """The same seed deals them alike, another one does not."""
+    data = written_by([number // 3 for number in range(120)])
+    one, again, other = (split(of_persons(4, seed=seed), data) for seed in (1, 1, 2))
+    assert [part.tolist() for part in one] == [part.tolist() for part in again]
+    assert [part.tolist() for part in one] != [part.tolist() for part in other]
+
+
+def test_declared_persons_need_no_data():
+    """539 writers among 3 and among 10, from the declared constant alone; more clients than writers are refused."""
+    assert declared_records(of_persons(3)) == (179,) * 3
+    assert declared_records(of_persons(10)) == (53,) * 10
+    with pytest.raises(ScenarioError, match="540 clients are too many"):
+        declared_records(of_persons(540))
+
+
+def test_persons_of_a_data_set_that_was_read_without_them_are_refused():
+    """Records are never dealt in place of persons."""
+    with pytest.raises(ScenarioError, match=r"privacy\.unit_column: 'mnist' was read without its persons"):
+        split(of_persons(3), ten_classes(100))
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "natural"])

@@ -9,6 +9,7 @@ import pytest
 from common.config import Training, parse
 from common.errors import PlanRefusedError, ScenarioError
 from common.messages import Mechanism
+from common.privacy import accounting
 from common.privacy.accounting import epsilon
 from common.privacy.events import SampledGaussian
 from common.privacy.plan import Account, Plan, local_steps, make_plan
@@ -142,6 +143,92 @@ def test_a_population_is_charged_whatever_the_participation_bound():
     assert account.participations == 5
 
 
+PERSONS = ("data.dataset=mnist", "privacy.unit_column=writer")
+METRICS = ("privacy.metrics=noisy", "privacy.metrics_noise_multiplier=9.0")
+
+
+def test_persons_are_planned_like_records_and_named_in_the_event():
+    """The rate is the batch's expected persons over all persons, an epoch is of persons, and the event says so."""
+    plan = plan_of(*PERSONS, "training.local_steps=", "training.local_epochs=1", records=(134,) * 4)
+    (account,) = plan.accounts
+    # 30/134 = 15/67, and ceil(134/30) = 5 steps
+    assert account.event == SampledGaussian(
+        noise_multiplier=2.0, sampling_rate=Fraction(15, 67), steps=5, unit="person"
+    )
+    assert (account.records, plan.records, plan.unit) == (134, (134,) * 4, "record")
+    assert plan.mechanism(0) == Mechanism(
+        sampling_rate=Fraction(15, 67), noise_multiplier=2.0, max_grad_norm=1.0, steps=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.batch_size=135", "training.batch_size: expected at most the 134 persons of the smallest client, got"),
+        ("privacy.delta=8e-3", "privacy.delta: expected at most 1/134 = 0.00746 for 134 persons, got 0.008"),
+    ],
+)
+def test_refusals_speak_of_persons(override, words):
+    """Where persons are the unit, a plan that is refused counts persons."""
+    with pytest.raises(ScenarioError) as refusal:
+        plan_of(*PERSONS, override, records=(134,) * 4)
+    assert str(refusal.value).startswith(words)
+
+
+def test_metrics_are_an_event_of_their_own():
+    """Each participation is charged for its steps and for one count: a plain Gaussian of sensitivity 1."""
+    plan = plan_of(*METRICS)
+    (account,) = plan.accounts
+    count = SampledGaussian(noise_multiplier=9.0, sampling_rate=Fraction(1), steps=1)
+    assert account.events == (account.event, count)
+    assert account.history(6) == (account.event.times(6), count.times(6))
+    assert [plan.metrics_noise_multiplier(client) for client in range(4)] == [9.0] * 4
+    assert account.event == plan_of().accounts[0].event
+
+
+def test_a_count_of_persons_protects_persons():
+    """The unit of the count is that of the training."""
+    plan = plan_of(*PERSONS, *METRICS, records=(134,) * 4)
+    assert [event.unit for event in plan.accounts[0].events] == ["person", "person"]
+
+
+def test_without_metrics_no_count_is_planned():
+    """By default a participation is its training alone, under every unit."""
+    (account,) = plan_of().accounts
+    assert account.metrics_event is None
+    assert account.events == (account.event,)
+    for plan in (plan_of(), plan_of(*CLIENT, records=(70,) * 20), plan_of(*NO_PRIVACY)):
+        assert plan.metrics_noise_multiplier(0) is None
+
+
+def test_epsilon_is_that_of_training_and_metrics_together():
+    """Both figures compose both events, and are above those of the training alone."""
+    (account,), (alone,) = plan_of(*METRICS).accounts, plan_of().accounts
+    for spent, without, times in (
+        (account.epsilon, alone.epsilon, 5),
+        (account.epsilon_reserved, alone.epsilon_reserved, 6),
+    ):
+        training = SampledGaussian(noise_multiplier=2.0, sampling_rate=Fraction(1, 10), steps=2 * times)
+        count = SampledGaussian(noise_multiplier=9.0, sampling_rate=Fraction(1), steps=times)
+        assert spent == epsilon((training, count), delta=1e-5)
+        assert spent > without
+
+
+def test_calibration_leaves_room_for_the_metrics():
+    """With metrics the training gets more noise, so that both together keep to epsilon and use nearly all of it."""
+    plan, alone = plan_of(*CALIBRATED, *METRICS), plan_of(*CALIBRATED)
+    assert 0.998 * 2.0 <= plan.epsilon_reserved <= 2.0
+    assert plan.account(0).event.noise_multiplier > alone.account(0).event.noise_multiplier
+    assert accounting.check(plan.account(0).history(6), delta=1e-5).pld <= 2.0
+
+
+def test_metrics_that_leave_nothing_to_train_with_are_refused():
+    """Six counts at noise 1 alone spend more than 2: both figures, and what to do."""
+    words = r"^The metrics of 6 rounds alone need epsilon 1\d\.\d+ and privacy\.epsilon is 2\.000\. Raise privacy\.metri"
+    with pytest.raises(PlanRefusedError, match=words):
+        plan_of(*CALIBRATED, "privacy.metrics=noisy", "privacy.metrics_noise_multiplier=1.0")
+
+
 def test_without_privacy_nothing_is_planned():
     """Unit none has no accounts, no epsilon and no mechanism."""
     plan = plan_of(*NO_PRIVACY)
@@ -234,13 +321,26 @@ def test_a_plan_cannot_be_changed():
 
 @pytest.mark.parametrize(
     ("overrides", "records"),
-    [((), (299, 300, 301, 300)), (CLIENT, (70,) * 20), (NO_PRIVACY, (300,) * 4)],
-    ids=["record", "client", "none"],
+    [
+        ((), (299, 300, 301, 300)),
+        (CLIENT, (70,) * 20),
+        (NO_PRIVACY, (300,) * 4),
+        ((*PERSONS, *METRICS), (134,) * 4),
+    ],
+    ids=["record", "client", "none", "persons and metrics"],
 )
 def test_a_plan_comes_back_from_its_file_equal(overrides, records):
     """`from_json_text` of `to_json` is the same plan, to the last bit of every number."""
     plan = plan_of(*overrides, records=records)
     assert from_json_text(to_json(plan)) == plan
+
+
+def test_a_plan_that_was_written_before_there_were_metrics_reads():
+    """A file without `metrics_event` is a plan without metrics."""
+    table = json.loads(to_json(plan_of()))
+    for account in table["accounts"]:
+        del account["metrics_event"]
+    assert from_json_text(json.dumps(table)) == plan_of()
 
 
 def test_the_file_says_what_a_reader_looks_for():
@@ -278,6 +378,8 @@ def test_what_is_no_plan_is_refused(text):
         (["accounts", 0, "event", "mechanism"], "laplace"),
         (["accounts", 0, "event", "steps"], 0),
         (["accounts", 0, "event", "noise_multiplier"], "nan"),
+        (["accounts", 0, "metrics_event"], 3),
+        (["accounts", 0, "metrics_event"], {}),
         (["account_of"], None),
         (["records"], 7),
     ],

@@ -1,5 +1,6 @@
 """DP-SGD against a plain Opacus loop, and what must hold whatever the data are."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -62,9 +63,13 @@ def records(name: str, count: int) -> Shard:
     return Shard(features_ND=generator.standard_normal((count, *task.image_shape)).astype(np.float32), labels_N=labels)
 
 
-def line(*features: float) -> Shard:
-    """Records of class 1."""
-    return Shard(features_ND=np.array(features, np.float32).reshape(-1, 1), labels_N=np.ones(len(features), np.int64))
+def line(*features: float, units: list[int] | None = None) -> Shard:
+    """Records of class 1, each a unit of its own or of the person that `units` names."""
+    return Shard(
+        features_ND=np.array(features, np.float32).reshape(-1, 1),
+        labels_N=np.ones(len(features), np.int64),
+        units_N=None if units is None else np.array(units),
+    )
 
 
 def take(
@@ -264,6 +269,140 @@ def test_nothing_of_an_earlier_client_is_left_in_the_resident_model():
     alone = order(shard)
     order(other)
     assert torch.equal(order(shard), alone)
+    assert all(p.grad is None and p.grad_sample is None and p.summed_grad is None for p in model.parameters())
+
+
+# --- persons with several records --------------------------------------------------------------------------------------
+
+
+def of_persons(shard: Shard, *units: int) -> Shard:
+    """The same records, each with its person."""
+    return replace(shard, units_N=np.array(units))
+
+
+@pytest.mark.parametrize("physical_batch", [1, 2, 3, 100])
+def test_a_persons_gradients_are_added_up_and_their_sum_is_clipped(physical_batch):
+    """Persons with gradients (0.2, 0.3), (4, -3.5) and (1, 1, 1) and bound 1 move the sum by 0.5, 0.5 and 1.
+
+    Clipped record by record the second person would add 1 - 1 = 0, and the third 3.
+    """
+    shard = line(0.4, 8.0, 2.0, 0.6, 2.0, -7.0, 2.0, units=[5, 9, 7, 5, 7, 9, 7])  # gradients are half of it
+    moved = take(Line(), shard, clip=1.0, batch_size=4, physical_batch=physical_batch)
+    assert moved.item() == pytest.approx(-(0.5 + 0.5 + 1.0) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_persons_with_one_record_each_are_records(name):
+    """The clipped sum is that of the record-level run, for every model of the registry."""
+    config, task = MODELS[name]
+    shard = records(task, 12)
+    expected = take(build(config, TASKS[task], seed=1), shard, clip=0.3, batch_size=5)
+    moved = take(build(config, TASKS[task], seed=1), of_persons(shard, *range(100, 112)), clip=0.3, batch_size=5)
+    torch.testing.assert_close(moved, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_sum_of_persons_is_that_of_plain_gradients(name):
+    """Each person's gradient by ordinary backward, clipped by hand: what every model of the registry releases."""
+    config, task = MODELS[name]
+    owners = np.array([4, 1, 4, 4, 2, 1, 4, 2, 4, 4, 4, 1])
+    shard = of_persons(records(task, 12), *owners)
+    model, expected = build(config, TASKS[task], seed=1).train(), 0.0
+    for person in (1, 2, 4):
+        rows = np.flatnonzero(owners == person)
+        loss = functional.cross_entropy(
+            model(torch.from_numpy(shard.features_ND[rows])), torch.from_numpy(shard.labels_N[rows]), reduction="sum"
+        )
+        gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+        assert gradient.norm() > 0.3, "clipping is active"
+        expected = expected - gradient * 0.3 / gradient.norm() / 5
+    for physical_batch in (2, 5, 100):
+        moved = take(
+            build(config, TASKS[task], seed=1), shard, clip=0.3, batch_size=5, physical_batch=physical_batch
+        )
+        torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_zeroing_one_person_moves_the_sum_by_at_most_the_bound():
+    """The sensitivity holds for a person with all its records, and one with many records reaches it."""
+    config, task = MODELS["cnn"]
+    owners = np.array([0, 0, 0, 0, 0, 1, 2, 2])
+    shard = records(task, 8)
+    with_all = take(build(config, TASKS[task], seed=1), of_persons(shard, *owners), clip=0.5, batch_size=1)
+    moves = []
+    for person in range(3):
+        keep = owners != person
+        others = Shard(
+            features_ND=shard.features_ND[keep], labels_N=shard.labels_N[keep], units_N=owners[keep]
+        )
+        without = take(build(config, TASKS[task], seed=1), others, clip=0.5, batch_size=1)
+        moves.append((with_all - without).norm().item())
+    assert max(moves) <= 0.5 * (1 + 1e-5)
+    assert max(moves) == pytest.approx(0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("physical_batch", [1, 2, 100])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_person_with_a_record_that_is_not_finite_adds_nothing(bad, physical_batch):
+    """Its good records add nothing either, and the others' gradients are untouched."""
+    clean = take(Line(), line(0.4, 0.2, units=[3, 3]), batch_size=1)
+    shard = line(0.4, 1.0, bad, 0.2, units=[3, 8, 8, 3])
+    moved = take(Line(), shard, batch_size=1, physical_batch=physical_batch)
+    assert moved.item() == pytest.approx(clean.item(), rel=1e-6)
+    assert clean.item() == pytest.approx(-0.3, rel=1e-5)
+
+
+def test_persons_are_sampled_and_not_their_records():
+    """A person is in a batch with all its records or with none: 2,000 batches of 20 persons at rate 1/5.
+
+    Under a fixed key: deterministic.
+    """
+    entropy, asked = Entropy(bytes(32)), []
+    original = entropy.bernoulli
+
+    def recorded(count: int, *, probability: Fraction) -> np.ndarray:
+        chosen = original(count, probability=probability)
+        asked.append((count, len(chosen)))
+        return chosen
+
+    entropy.bernoulli = recorded  # type: ignore[method-assign]
+    units = [person for person in range(20) for _ in range(3)]
+    take(Line(), line(*[0.0] * 60, units=units), steps=2000, rate=Fraction(1, 5), entropy=entropy)
+    assert {count for count, _ in asked} == {20}
+    # binomial(20, 1/5): mean 4, standard error over 2,000 draws 0.04
+    assert np.mean([size for _, size in asked]) == pytest.approx(4, abs=0.16)
+
+
+def test_a_batch_without_persons_is_noised_all_the_same():
+    """An empty batch takes its noise and its step, as for records."""
+
+    class Nobody(Entropy):
+        def bernoulli(self, count: int, *, probability: Fraction) -> np.ndarray:
+            return np.arange(0)
+
+        def normal(self, count: int) -> np.ndarray:
+            return np.full(count, 2.0)
+
+    moved = take(Line(), line(1.0, 1.0, units=[1, 1]), steps=5, noise=3.0, clip=0.5, batch_size=10, entropy=Nobody())
+    assert moved.item() == pytest.approx(-5 * 3.0 / 10, rel=1e-6)
+
+
+def test_nothing_of_an_earlier_person_is_left_in_the_resident_model():
+    """After persons that came alone, in chunks and together, the hooks are on and no gradient is left."""
+    model = build(Cnn(name="cnn"), TASKS["digits"], seed=1)
+    start, resident = flat.flatten(model), PrivateModel(model)
+    plain, persons = records("digits", 6), of_persons(records("digits", 9), 1, 1, 1, 1, 1, 2, 2, 3, 3)
+
+    def order(data: Shard) -> torch.Tensor:
+        flat.load(model, start)
+        mechanism = Mechanism(sampling_rate=ALL, noise_multiplier=1.0, max_grad_norm=1.0, steps=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        resident.steps(optimizer, data, mechanism=mechanism, batch_size=4, physical_batch=4, entropy=NoNoise())
+        return flat.flatten(model)
+
+    alone, first = order(plain), order(persons)
+    assert torch.equal(order(plain), alone)
+    assert torch.equal(order(persons), first)
     assert all(p.grad is None and p.grad_sample is None and p.summed_grad is None for p in model.parameters())
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from common.messages import Report
-from server.replies import NORM_TOLERANCE, ReplyRefusedError, checked_update
+from server.replies import FARTHEST_NOISE, NORM_TOLERANCE, ReplyRefusedError, checked_correct, checked_update
 
 ROUNDING = 1e-6  # float32
 
@@ -96,3 +96,44 @@ def test_whatever_passes_is_finite_and_within_the_bound(update, max_norm):
     assert np.isfinite(checked).all()
     if max_norm is not None:
         assert np.linalg.norm(checked.astype(np.float64)) <= max_norm * (1 + ROUNDING)
+
+
+# --- noised counts ----------------------------------------------------------------------------------------------------
+
+
+def counted(correct: float | None, *, noise_multiplier: float | None = 2.0) -> float | None:
+    return checked_correct(report([1, 2], correct=correct), units=10, noise_multiplier=noise_multiplier)
+
+
+@pytest.mark.parametrize("correct", [-17.2, -0.5, 0.0, 7.25, 10.0, 27.2])  # 8.6 x 2 = 17.2 beyond 0 and 10
+def test_a_count_within_the_reach_of_noise_is_accepted(correct):
+    """Noise makes counts negative, or larger than there are records: both are good."""
+    assert counted(correct) == correct
+
+
+def test_nothing_is_read_where_nothing_was_ordered():
+    """A report without a count answers an order without one."""
+    assert counted(None, noise_multiplier=None) is None
+
+
+@pytest.mark.parametrize(
+    ("correct", "noise_multiplier", "word"),
+    [
+        (7.0, None, "count-unasked"),
+        (None, 2.0, "count-missing"),
+        (np.nan, 2.0, "not-finite"),
+        (np.inf, 2.0, "not-finite"),
+        (-17.3, 2.0, "count-impossible"),
+        (27.3, 2.0, "count-impossible"),
+        (1e300, 2.0, "count-impossible"),
+    ],
+)
+def test_a_count_that_no_honest_client_sends_is_refused(correct, noise_multiplier, word):
+    """Unasked, missing, not finite, or farther out than noise goes: one client cannot decide what is pooled."""
+    with pytest.raises(ReplyRefusedError, match=f"^{word}$"):
+        counted(correct, noise_multiplier=noise_multiplier)
+
+
+def test_no_noise_goes_as_far_as_the_bound():
+    """The largest number that 53 bits can make: sqrt(2 x 53 x ln 2) = 8.572 standard deviations."""
+    assert np.sqrt(2 * 53 * np.log(2)) < FARTHEST_NOISE

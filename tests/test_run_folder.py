@@ -19,7 +19,7 @@ from server.observer import RoundRecord
 from server.run_folder import COLUMNS, RunFolder
 
 STATE = {"weights": torch.tensor([1.5, -0.0, 3e38]), "optimizer.step": torch.tensor(7.0)}
-HEADER = "round,cohort,replies,refused,accuracy,loss,epsilon_max,seconds\n"
+HEADER = "round,cohort,replies,refused,accuracy,loss,epsilon_max,seconds,client_accuracy\n"
 
 
 @pytest.fixture
@@ -164,14 +164,29 @@ def test_round_is_a_line(folder):
         epsilon_max=1.0,
     )
     folder.append_round(done)
-    assert rounds(folder) == HEADER + "1,4,3,2,0.123457,2.5,1,0.250\n"
+    assert rounds(folder) == HEADER + "1,4,3,2,0.123457,2.5,1,0.250,\n"
 
 
 def test_round_that_was_not_evaluated_has_empty_fields(folder):
     """Empty, not zero."""
     folder.append_round(record(1))
     folder.append_round(record(2))
-    assert rounds(folder) == HEADER + "1,4,3,0,,,,0.250\n2,4,3,0,,,,0.250\n"
+    assert rounds(folder) == HEADER + "1,4,3,0,,,,0.250,\n2,4,3,0,,,,0.250,\n"
+
+
+def test_the_clients_accuracy_is_the_last_column(folder):
+    """It has six digits, and is empty where it is withheld; what scripts read before stands where it stood."""
+    folder.append_round(record(1, client_accuracy=0.912345678))
+    assert rounds(folder) == HEADER + "1,4,3,0,,,,0.250,0.912346\n"
+
+
+def test_rounds_of_a_run_that_was_begun_before_are_kept(folder):
+    """A table without the last column gets it, empty, when the run resumes."""
+    before = HEADER.replace(",client_accuracy", "")
+    (folder.path / "rounds.csv").write_text(before + "1,4,3,0,0.5,1,,0.250\n2,4,3,0,,,,0.250\n3,4")
+    folder.cut_rounds(1)
+    folder.append_round(record(2))
+    assert rounds(folder) == HEADER + "1,4,3,0,0.5,1,,0.250,\n2,4,3,0,,,,0.250,\n"
 
 
 def test_rounds_after_the_checkpoint_are_cut_off(folder):
@@ -189,7 +204,7 @@ def test_torn_line_is_cut_off(folder):
         file.write("2,4,3")
     folder.cut_rounds(2)
     folder.append_round(record(2))
-    assert rounds(folder) == HEADER + "1,4,3,0,,,,0.250\n2,4,3,0,,,,0.250\n"
+    assert rounds(folder) == HEADER + "1,4,3,0,,,,0.250,\n2,4,3,0,,,,0.250,\n"
 
 
 @pytest.mark.parametrize("left", ["", "round,coh", HEADER[:-1]])
@@ -198,7 +213,7 @@ def test_torn_header_is_written_again(folder, left):
     (folder.path / "rounds.csv").write_text(left)
     folder.cut_rounds(0)
     folder.append_round(record(1))
-    assert rounds(folder) == HEADER + "1,4,3,0,,,,0.250\n"
+    assert rounds(folder) == HEADER + "1,4,3,0,,,,0.250,\n"
 
 
 def test_nothing_is_cut_where_nothing_was_written(folder):

@@ -102,6 +102,25 @@ def test_records_of_any_shape_and_type_come_back(tmp_path):
         assert opened.features_ND.dtype == train.features_ND.dtype
 
 
+def test_each_client_gets_the_persons_of_its_own_records(tmp_path):
+    """Where records name their persons, a shard does too, row by row, as a view of one file."""
+    train = Shard(features_ND=shard(10).features_ND, labels_N=shard(10).labels_N, units_N=np.arange(10) // 3 - 7)
+    write_shards(tmp_path, train=train, test=shard(3), indices=[rows(7, 0, 3), rows(9)])
+    opened = open_shard(tmp_path, 0)
+    assert opened.units_N is not None
+    assert opened.units_N.tolist() == [7 // 3 - 7, -7, 1 - 7]
+    assert isinstance(opened.units_N, np.memmap)
+    assert open_shard(tmp_path, 1).units_N.tolist() == [3 - 7]
+    assert open_test(tmp_path).units_N is None
+
+
+def test_records_without_persons_have_none(tmp_path):
+    """No file, no persons: each record is a unit of its own."""
+    write(tmp_path, rows(0, 1), rows(2))
+    assert open_shard(tmp_path, 0).units_N is None
+    assert not (tmp_path / "units.npy").exists()
+
+
 @pytest.mark.parametrize("client", [-1, 2, 10**9])
 def test_a_client_that_is_not_there_is_refused(tmp_path, client):
     """A position outside the population raises IndexError with the range: no neighbour's records are served."""

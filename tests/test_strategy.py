@@ -260,6 +260,80 @@ def test_private_orders_name_the_protection(tmp_path):
     assert dict(client.asked[0]) == {"run": "r", "round": 1, "attempt": 1, "client": 0, "max-update-norm": "1.0"}
 
 
+# --- metrics of the clients --------------------------------------------------------------------------------------------
+
+
+def metered(of: Scenario, noise_multiplier: float = 2.0) -> Plan:
+    """Return the plan by hand, with a count in each participation."""
+    by_hand = plan(of)
+    count = SampledGaussian(noise_multiplier=noise_multiplier, sampling_rate=Fraction(1), steps=1)
+    return replace(by_hand, accounts=tuple(replace(account, metrics_event=count) for account in by_hand.accounts))
+
+
+def counting(message: Message, *counts: float | str) -> Message:
+    """Let each client report the count at its position besides its update."""
+    answer = good(message)
+    correct = counts[client_of(message)]
+    if correct != "":
+        answer.content.config_records["report"]["correct"] = correct if isinstance(correct, str) else repr(correct)
+    return answer
+
+
+def test_orders_ask_for_a_count_where_the_plan_has_one(tmp_path):
+    """The order names the plan's noise, and without it asks for nothing."""
+    of = scenario("server.evaluate_every=9", unit="record", rounds=2)
+    with_it, without_it = FakeGrid(CLIENTS, lambda m: counting(m, 1.0, 1.0, 1.0, 1.0)), FakeGrid(CLIENTS, good)
+    run(tmp_path / "noisy", of, with_it, planned=metered(of), rounds=1)
+    run(tmp_path / "none", of, without_it, rounds=1)
+    assert {order["metrics-noise-multiplier"] for order in with_it.asked} == {"2.0"}
+    assert all("metrics-noise-multiplier" not in order for order in without_it.asked)
+
+
+def test_counts_are_pooled_over_the_declared_sizes(tmp_path):
+    """Counts 9.5, 20, 22 and 30.5 of 10 + 30 + 20 + 40 records make 82 %; the table has it, without counts nothing."""
+    of = scenario("server.evaluate_every=9", unit="record", rounds=2)
+    _, (record,) = run(
+        tmp_path / "noisy", of, lambda m: counting(m, 9.5, 20.0, 22.0, 30.5), planned=metered(of), rounds=1
+    )
+    assert record.client_accuracy == pytest.approx(0.82)
+    assert (tmp_path / "noisy" / "rounds.csv").read_text().splitlines()[1].endswith(",0.82")
+    _, (record,) = run(tmp_path / "none", of, good, rounds=1)
+    assert record.client_accuracy is None
+    assert (tmp_path / "none" / "rounds.csv").read_text().splitlines()[1].endswith(",")
+
+
+@pytest.mark.parametrize(("count", "accuracy"), [(-3.0, 0.0), (45.0, 1.0)])
+def test_an_accuracy_is_between_0_and_1(tmp_path, count, accuracy):
+    """Noise carries a pooled count below 0 or above all records; what is told is a share."""
+    of = scenario("server.evaluate_every=9", unit="record", rounds=2)
+    grid = FakeGrid(CLIENTS, lambda m: counting(m, *[count if count < 0 else size + 5 for size in RECORDS]))
+    _, (record,) = run(tmp_path, of, grid, planned=metered(of), rounds=1)
+    assert record.client_accuracy == accuracy
+
+
+@pytest.mark.parametrize(
+    ("count", "word"),
+    [("nan", "malformed"), ("x", "malformed"), ("1e300", "count-impossible"), ("", "count-missing")],
+)
+def test_a_bad_count_is_not_pooled_and_its_sender_is_named(tmp_path, count, word):
+    """Client 1's reply is refused with its update; the pool is that of the other 70 records: 35 of them."""
+    of = scenario("server.evaluate_every=9", unit="record", rounds=2)
+    weights, (record,) = run(
+        tmp_path, of, lambda m: counting(m, 5.0, count, 10.0, 20.0), planned=metered(of), rounds=1
+    )
+    assert record.refused == ((1, word),)
+    assert record.client_accuracy == pytest.approx(0.5)
+    np.testing.assert_array_equal(weights, first_weights(of).numpy() + mean(0, 2, 3))
+
+
+def test_a_count_that_nobody_asked_for_is_refused(tmp_path):
+    """A client that tells more than it was asked for is not used."""
+    of = scenario("server.evaluate_every=9", rounds=2)
+    _, (record,) = run(tmp_path, of, lambda m: counting(m, "", "", 3.0, ""), rounds=1)
+    assert record.refused == ((2, "count-unasked"),)
+    assert record.client_accuracy is None
+
+
 def test_weighting_by_records_uses_the_declared_sizes(tmp_path):
     """The mean of 10, 30, 20 and 40 records is weighted 0.1, 0.3, 0.2, 0.4, whatever the clients say."""
     of = scenario('server.weighting="records"')
@@ -688,7 +762,7 @@ def broken_run(path: Path, of: Scenario, kill: str) -> None:
 
 def table(path: Path) -> list[str]:
     """Return rounds.csv without the seconds."""
-    return [line.rpartition(",")[0] for line in (path / "rounds.csv").read_text().splitlines()]
+    return [",".join(line.split(",")[:7]) for line in (path / "rounds.csv").read_text().splitlines()]
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """One worker's training: the same order gives the same report, whoever was there before."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -162,6 +163,85 @@ def test_a_private_model_that_mixes_samples_is_refused():
     model = bad.model.model_copy(update={"normalization": "batch"})
     with pytest.raises(ModelRefusedError):
         Trainer(bad.model_copy(update={"model": model}))
+
+
+# --- persons and metrics ----------------------------------------------------------------------------------------------
+
+PERSONS = 'training = {batch_size = 8, local_steps = 3}\nprivacy = {epsilon = 8.0, unit_column = "writer"}\n'
+METERED = PRIVATE.replace("epsilon = 8.0", 'epsilon = 8.0, metrics = "noisy", metrics_noise_multiplier = 1e-6')
+
+
+def of_writers() -> Scenario:
+    return parse('run = {name = "x", rounds = 2}\ndata = {dataset = "mnist", clients = 4}\n' + PERSONS)
+
+
+def writers(*units: int | None) -> Shard:
+    """Records of 28x28 with their persons."""
+    generator = np.random.default_rng(0)
+    features = generator.random((len(units), 1, 28, 28), dtype=np.float32)
+    named = None if None in units else np.array(units)
+    return Shard(features_ND=features, labels_N=generator.integers(0, 10, len(units)), units_N=named)
+
+
+def test_a_shard_that_names_no_persons_is_refused_where_they_are_the_unit():
+    """Records would be protected in place of persons: the client trains nothing."""
+    of = of_writers()
+    asked = Order(
+        run="r", round=1, attempt=1, client=0, mechanism=MECHANISM,
+        weights_P=flat.flatten(build(of.model, TASKS["mnist"], seed=7)).numpy(),
+    )  # fmt: skip
+    assert len(Trainer(of).train(asked, writers(3, 3, 4)).update_P) == len(asked.weights_P)
+    for data in (writers(None, None), replace(writers(3, 3, 4), units_N=np.array([3, 3]))):
+        with pytest.raises(RefusedError) as refused:
+            Trainer(of).train(asked, data)
+        assert refused.value.word is Refusal.DATA_UNFIT
+
+
+def test_persons_that_a_shard_names_do_not_matter_where_records_are_the_unit():
+    """Each record is sampled and counted, whoever it belongs to."""
+    metered = scenario(METERED)
+    named = replace(shard(0), units_N=np.zeros(30, np.int64))
+    asked = order(metered, mechanism=MECHANISM, metrics_noise_multiplier=1e-6)
+    plain, of_one = (Trainer(metered).train(asked, data).correct for data in (shard(0), named))
+    assert plain == pytest.approx(of_one, abs=1e-4)
+    assert of_one > 1
+
+
+def test_metrics_are_withheld_by_default():
+    """A report has no count, whatever the unit."""
+    for text, changes in ((PLAIN, {}), (PRIVATE, {"mechanism": MECHANISM}), (CLIENT, {"max_update_norm": 1.0})):
+        given = scenario(text)
+        assert Trainer(given).train(order(given, **changes), shard(0)).correct is None
+
+
+def test_the_count_is_of_the_order_s_weights_before_training():
+    """With hardly any noise the count is what the incoming model gets right, whatever the steps did."""
+    metered, data = scenario(METERED), shard(0)
+    model = build(metered.model, TASKS["digits"], seed=7)
+    expected = (model(torch.from_numpy(data.features_ND)).argmax(dim=1).numpy() == data.labels_N).sum()
+    trainer = Trainer(metered)
+    for _ in range(2):  # the second time the resident model has moved
+        report = trainer.train(order(metered, mechanism=MECHANISM, metrics_noise_multiplier=1e-6), data)
+        assert report.correct == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        (PRIVATE, {"mechanism": MECHANISM, "metrics_noise_multiplier": 1e-6}),
+        (METERED, {"mechanism": MECHANISM, "metrics_noise_multiplier": 1e-7}),
+        (METERED, {"mechanism": MECHANISM}),
+        (PLAIN, {"metrics_noise_multiplier": 1e-6}),
+        (CLIENT, {"max_update_norm": 1.0, "metrics_noise_multiplier": 1e-6}),
+    ],
+    ids=["unplanned", "less noise", "planned and unasked", "without privacy", "unit client"],
+)
+def test_an_order_for_other_metrics_than_the_scenario_s_is_refused(text, changes):
+    """No count leaves with less noise than was planned, nor where none was."""
+    given = scenario(text)
+    with pytest.raises(RefusedError) as refused:
+        Trainer(given).train(order(given, **changes), shard(0))
+    assert refused.value.word is Refusal.NOT_IN_PLAN
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")

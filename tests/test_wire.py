@@ -32,9 +32,15 @@ mechanisms = st.builds(
     steps=whole,
 )
 orders = st.builds(
-    Order, **address, weights_P=flat, mechanism=st.none() | mechanisms, max_update_norm=st.none() | positive
+    Order,
+    **address,
+    weights_P=flat,
+    mechanism=st.none() | mechanisms,
+    max_update_norm=st.none() | positive,
+    metrics_noise_multiplier=st.none() | positive,
 )
-reports = st.builds(Report, **address, update_P=flat)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+reports = st.builds(Report, **address, update_P=flat, correct=st.none() | finite)
 
 
 def facts(message):
@@ -60,16 +66,24 @@ def test_a_report_comes_back_equal(report):
 
 
 def test_exactly_the_report_leaves_a_client():
-    """A report's frame holds which order it answers, and the update; a new field would be seen here."""
+    """A report's frame holds which order it answers, and the update, a count only where there is one.
+
+    A new field would be seen here.
+    """
     frame = encode_report(REPORT)
     assert frame.scalars == {"run": "r", "round": 3, "attempt": 2, "client": 17}
     assert frame.array is WEIGHTS
-    assert [field.name for field in dataclasses.fields(Report)] == ["run", "round", "attempt", "client", "update_P"]
+    assert encode_report(dataclasses.replace(REPORT, correct=41.25)).scalars == frame.scalars | {"correct": "41.25"}
+    assert [field.name for field in dataclasses.fields(Report)] == [
+        "run", "round", "attempt", "client", "update_P", "correct",
+    ]  # fmt: skip
+    assert REPORT.correct is None
 
 
 def test_an_order_is_written_without_floats():
     """Rates and norms travel as texts, so that no float conversion on the way changes them."""
-    assert encode_order(dataclasses.replace(ORDER, max_update_norm=0.25)).scalars == {
+    order = dataclasses.replace(ORDER, max_update_norm=0.25, metrics_noise_multiplier=20.0)
+    assert encode_order(order).scalars == {
         "run": "r",
         "round": 3,
         "attempt": 2,
@@ -79,14 +93,15 @@ def test_an_order_is_written_without_floats():
         "max-grad-norm": "0.5",
         "steps": 4,
         "max-update-norm": "0.25",
+        "metrics-noise-multiplier": "20.0",
     }
 
 
 def test_refusals_are_a_fixed_vocabulary():
     """What a client says instead of a report is one word out of these, and holds no data."""
     assert {refusal.value for refusal in Refusal} == {
-        "not-in-plan", "budget-spent", "already-trained", "not-recorded", "malformed", "data-unfit", "model-unfit",
-        "failed", "worker-died", "no-answer",
+        "not-in-plan", "outside-policy", "budget-spent", "already-trained", "not-recorded", "malformed", "data-unfit",
+        "model-unfit", "failed", "worker-died", "no-answer",
     }  # fmt: skip
 
 
@@ -153,6 +168,13 @@ BAD_ORDERS = [
     {"max_update_norm": "nan"},
     {"max_update_norm": "inf"},
     {"max_update_norm": 1.0},
+    {"metrics_noise_multiplier": "0.0"},
+    {"metrics_noise_multiplier": "-20.0"},
+    {"metrics_noise_multiplier": "nan"},
+    {"metrics_noise_multiplier": "inf"},
+    {"metrics_noise_multiplier": 20.0},
+    {"metrics_noise_multiplier": ""},
+    {"correct": "41.25"},
 ]
 
 
@@ -163,7 +185,13 @@ def test_a_malformed_order_is_refused(changes):
         decode_order(with_scalars(encode_order(ORDER), **changes))
 
 
-@pytest.mark.parametrize("changes", [*BAD_ADDRESSES, {"steps": 4}, {"accuracy": "0.9"}], ids=str)
+BAD_COUNTS = [
+    {"correct": value}
+    for value in ("nan", "inf", "-inf", "1e400", "", "many", 41, 41.25, True, None, b"41", [41.25], "9" * 201)
+]
+
+
+@pytest.mark.parametrize("changes", [*BAD_ADDRESSES, *BAD_COUNTS, {"steps": 4}, {"accuracy": "0.9"}], ids=str)
 def test_a_malformed_report_is_refused(changes):
     """A field that is missing, unknown or of another type raises WireError."""
     with pytest.raises(WireError):
@@ -210,7 +238,7 @@ scalar = st.one_of(
     st.lists(st.integers(), max_size=2),
 )  # fmt: skip
 names = st.sampled_from(
-    ["run", "round", "attempt", "client", "sampling-rate", "noise-multiplier", "max-grad-norm", "steps", "x"]
+    ["run", "round", "attempt", "client", "sampling-rate", "noise-multiplier", "max-grad-norm", "steps", "x", "correct"]
 )
 frames = st.builds(
     Frame,

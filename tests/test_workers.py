@@ -110,7 +110,7 @@ def test_parallel_run_is_bit_equal_to_a_sequential_one(tmp_path):
         name: value.numpy().tobytes() for name, value in other.items()
     }
     tables = [(tmp_path / kind / "rounds.csv").read_text().splitlines() for kind in ("sequential", "parallel")]
-    first, second = ([line.rpartition(",")[0] for line in table] for table in tables)  # without the seconds
+    first, second = ([line.split(",")[:7] for line in table] for table in tables)  # without the seconds
     assert first == second
     assert len(first) == 3
 

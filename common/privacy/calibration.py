@@ -8,22 +8,23 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from common import checks
 from common.errors import AccountingError
 from common.privacy.accounting import COARSE, FINE, check_delta, epsilon
-from common.privacy.events import SampledGaussian
+from common.privacy.events import History, SampledGaussian
 
 LARGEST_NOISE, SMALLEST_NOISE = 1e6, 1e-3  # beyond which no model is trained
 FIRST_STEP, FURTHER_STEP = 1.2, 2.0  # how the search widens around a guess
 AIM = 0.9997  # of the target, so that rounding does not exceed it
 
 
-def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) -> float:
-    """Return a noise multiplier with which `shape` (its own is ignored) spends at most `target_epsilon`.
+def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float, beside: History = ()) -> float:
+    """Return a noise multiplier with which `shape` (its own is ignored) and `beside` spend at most `target_epsilon`.
 
     Guarantees:
-        `epsilon` of the result is at most the target, and at least 0.998 of it.
+        `epsilon` of the result, with `beside`, is at most the target, and at least 0.998 of it.
 
     Raises:
         AccountingError: when no noise multiplier up to a million is enough.
@@ -32,12 +33,13 @@ def calibrate(shape: SampledGaussian, *, target_epsilon: float, delta: float) ->
         shape: sampling rate and number of steps.
         target_epsilon: above 0.
         delta: in [1e-10, 1).
+        beside: what is done as well, whatever the noise.
     """
     checks.positive(target_epsilon=target_epsilon)
     check_delta(delta)
 
     def spent(noise_multiplier: float, grid: float) -> float:
-        return epsilon((_with_noise(shape, noise_multiplier),), delta=delta, grid=grid)
+        return epsilon((replace(shape, noise_multiplier=noise_multiplier), *beside), delta=delta, grid=grid)
 
     # where the noise is to be looked for: Abadi et al. 2016, Theorem 1, whose constant is about the square root of 2
     guess = float(shape.sampling_rate) * math.sqrt(2 * shape.steps * math.log(1 / delta)) / target_epsilon
@@ -78,9 +80,3 @@ def _rounded_up(noise: float) -> float:
 
 def _is_close(value: float, target: float) -> bool:
     return 0.998 * target <= value <= target
-
-
-def _with_noise(shape: SampledGaussian, noise_multiplier: float) -> SampledGaussian:
-    return SampledGaussian(
-        noise_multiplier=noise_multiplier, sampling_rate=shape.sampling_rate, steps=shape.steps, unit=shape.unit
-    )

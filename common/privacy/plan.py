@@ -18,15 +18,16 @@ reserved. Only the second is compared with the budget.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from common.config import Privacy, Scenario, Training
+from common.config import Scenario, Training
 from common.errors import PlanRefusedError, ScenarioError
 from common.messages import Mechanism
-from common.privacy.accounting import epsilon
-from common.privacy.calibration import calibrate
-from common.privacy.events import SampledGaussian
+from common.privacy.accounting import COARSE, epsilon
+from common.privacy.calibration import AIM, calibrate
+from common.privacy.events import History, SampledGaussian, Unit
+from common.privacy_table import Privacy
 
 POPULATION = "population"
 
@@ -36,13 +37,14 @@ class Account:
     """What is planned for each of `members` accounts that are alike.
 
     Args:
-        records: privacy units behind the account: a client's records, or for unit `client` the clients.
+        records: privacy units behind the account: a client's records or persons, or for unit `client` the clients.
         members: how many accounts are alike.
-        event: what one participation in one round does.
+        event: the training of one participation in one round.
         participations: how many are scheduled.
         reserved: how many are allowed at most, spares included.
         epsilon: spent when no round is lost.
         epsilon_reserved: spent when every spare round was needed.
+        metrics_event: the noised count that each participation releases beside its update, or None.
     """
 
     records: int
@@ -52,6 +54,16 @@ class Account:
     reserved: int
     epsilon: float
     epsilon_reserved: float
+    metrics_event: SampledGaussian | None = None
+
+    @property
+    def events(self) -> History:
+        """What one participation in one round does, all of it."""
+        return (self.event,) if self.metrics_event is None else (self.event, self.metrics_event)
+
+    def history(self, times: int) -> History:
+        """Return the events of `times` participations."""
+        return tuple(event.times(times) for event in self.events) if times else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +72,10 @@ class Plan:
 
     Args:
         run: the run's identifier.
-        unit: record, client or none.
+        unit: who makes it private: record (the client, its records or persons), client (the server) or none.
         delta: of every epsilon in the plan.
         max_grad_norm: clip of a record's gradient, or of a client's update.
-        records: declared number of records of each client.
+        records: declared number of records of each client, or of its persons where they are the unit.
         accounts: the distinct accounts; none for unit `none`, one for unit `client`.
         account_of: for each client its position in `accounts`.
     """
@@ -92,6 +104,11 @@ class Plan:
             steps=event.steps,
         )
 
+    def metrics_noise_multiplier(self, client: int) -> float | None:
+        """Return the noise of the count that a client releases with each update, or None where it releases none."""
+        event = self.account(client).metrics_event if self.account_of else None
+        return None if event is None else event.noise_multiplier
+
     @property
     def epsilon(self) -> float | None:
         """The largest epsilon of any account when no round is lost; None for unit `none`."""
@@ -104,7 +121,7 @@ class Plan:
 
 
 def local_steps(training: Training, *, records: int) -> int:
-    """Return how many steps a client with `records` records takes in a round."""
+    """Return how many steps a client with `records` records, or so many persons as the unit, takes in a round."""
     if training.local_steps is not None:
         return training.local_steps
     return (training.local_epochs or 1) * math.ceil(records / training.batch_size)
@@ -119,11 +136,11 @@ def make_plan(scenario: Scenario, *, records: Sequence[int], run: str) -> Plan:
 
     Raises:
         ScenarioError: an impossible value: a batch larger than a client's records, a delta above 1/N.
-        PlanRefusedError: the plan would spend more than the budget.
+        PlanRefusedError: the plan would spend more than the budget, or the metrics alone more than epsilon.
 
     Args:
         scenario: the run.
-        records: declared number of records of each client.
+        records: declared number of records of each client, or of its persons where they are the unit.
         run: the run's identifier.
     """
     privacy = scenario.privacy
@@ -149,17 +166,19 @@ def make_plan(scenario: Scenario, *, records: Sequence[int], run: str) -> Plan:
 
 
 def _silo(scenario: Scenario, records: int, *, members: int) -> Account:
-    """The account of a client that makes its own records private (threat model T1)."""
+    """The account of a client that makes its own records, or persons, private (threat model T1)."""
     training = scenario.training
+    unit: Unit = "record" if scenario.privacy.unit_column is None else "person"
     if training.batch_size > records:
         raise ScenarioError(
-            f"training.batch_size: expected at most the {records} records of the smallest client, got "
+            f"training.batch_size: expected at most the {records} {unit}s of the smallest client, got "
             f"{training.batch_size}. Lower it, or data.clients."
         )
     shape = SampledGaussian(
         noise_multiplier=1.0,
         sampling_rate=Fraction(training.batch_size, records),
         steps=local_steps(training, records=records),
+        unit=unit,
     )
     return _account(scenario, shape, units=records, members=members, participations=scenario.server.max_participations)
 
@@ -182,21 +201,45 @@ def _account(scenario: Scenario, shape: SampledGaussian, *, units: int, members:
             f"{privacy.delta}. A delta of {1 / (10 * units):.1g} is usual."
         )
     reserved = participations + scenario.server.spare_rounds
+    metrics = _metrics(privacy, shape.unit, times=reserved)
     noise = privacy.noise_multiplier or calibrate(
-        shape.times(reserved), target_epsilon=privacy.epsilon or 1.0, delta=privacy.delta
+        shape.times(reserved),
+        target_epsilon=privacy.epsilon or 1.0,
+        delta=privacy.delta,
+        beside=() if metrics is None else (metrics.times(reserved),),
     )
-    event = SampledGaussian(
-        noise_multiplier=noise, sampling_rate=shape.sampling_rate, steps=shape.steps, unit=shape.unit
-    )
-    return Account(
+    account = Account(
         records=units,
         members=members,
-        event=event,
+        event=replace(shape, noise_multiplier=noise),
         participations=participations,
         reserved=reserved,
-        epsilon=epsilon((event.times(participations),), delta=privacy.delta),
-        epsilon_reserved=epsilon((event.times(reserved),), delta=privacy.delta),
+        epsilon=0.0,
+        epsilon_reserved=0.0,
+        metrics_event=metrics,
     )
+    return replace(
+        account,
+        epsilon=epsilon(account.history(participations), delta=privacy.delta),
+        epsilon_reserved=epsilon(account.history(reserved), delta=privacy.delta),
+    )
+
+
+def _metrics(privacy: Privacy, unit: Unit, *, times: int) -> SampledGaussian | None:
+    """The count of one participation, or None; PlanRefusedError where `times` of it leave nothing to train with."""
+    if privacy.metrics_noise_multiplier is None:
+        return None
+    event = SampledGaussian(
+        noise_multiplier=privacy.metrics_noise_multiplier, sampling_rate=Fraction(1), steps=1, unit=unit
+    )
+    if privacy.epsilon is not None:
+        alone = epsilon((event.times(times),), delta=privacy.delta, grid=COARSE)
+        if alone > AIM * privacy.epsilon:
+            raise PlanRefusedError(
+                f"The metrics of {times} rounds alone need epsilon {alone:.3f} and privacy.epsilon is "
+                f"{privacy.epsilon:.3f}. Raise privacy.metrics_noise_multiplier, or set privacy.metrics to 'none'."
+            )
+    return event
 
 
 def _within_budget(plan: Plan, privacy: Privacy) -> None:

@@ -16,6 +16,7 @@ def to_json(plan: Plan) -> str:
             "records": account.records,
             "members": account.members,
             "event": account.event.to_json(),
+            "metrics_event": None if account.metrics_event is None else account.metrics_event.to_json(),
             "participations": account.participations,
             "reserved": account.reserved,
             "epsilon": account.epsilon,
@@ -41,7 +42,7 @@ def to_json(plan: Plan) -> str:
 def from_json_text(text: str) -> Plan:
     """Read a plan back, or raise ValueError, KeyError or TypeError."""
     table: Mapping[str, Any] = json.loads(text)
-    accounts = tuple(Account(**(account | {"event": from_json(account["event"])})) for account in table["accounts"])
+    accounts = tuple(_account(account) for account in table["accounts"])
     return Plan(
         run=table["run"],
         unit=table["unit"],
@@ -51,6 +52,14 @@ def from_json_text(text: str) -> Plan:
         accounts=accounts,
         account_of=_unrolled(table["account_of"]),
     )
+
+
+def _account(table: dict[str, Any]) -> Account:
+    """An account; plans written before there were metrics have no `metrics_event`."""
+    given: dict[str, Any] = {"metrics_event": None} | table
+    metrics = given["metrics_event"]
+    events = {"event": from_json(given["event"]), "metrics_event": None if metrics is None else from_json(metrics)}
+    return Account(**(given | events))
 
 
 def _runs(values: Sequence[int]) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 It calls the very apps that a deployment runs, with no server and no Ray. Messages are answered one by one and in the
 order of the clients as far as workers allow; nothing holds a cohort's arrays. Charges are made here, all of a round in
-one durable write before the first client trains; the client app finds its reservation in its own state.
+one durable write before the first client trains, and settled in another after the last has answered; the client app
+finds its reservation in its own state.
 
     grid = InProcessGrid(clients=3, executor=Sequential("client.app:app", run_config), node_config=node_config)
     replies = grid.send_and_receive(messages)
@@ -22,7 +23,7 @@ from flwr.supercore.run import Run
 from client.app import REFUSED, order_in, reservation
 from client.budget import Budget
 from common.errors import WireError
-from common.messages import Refusal
+from common.messages import Order, Refusal
 from simulations.engine.executors import Executor, identify
 
 POLL_S = 0.2
@@ -52,6 +53,9 @@ class InProcessGrid(Grid):
         self._numbers = itertools.count(1)
         self._queue: deque[tuple[Message, RecordDict]] = deque()
         self._done: deque[Message] = deque()
+        self._training: dict[str, Order] = {}  # charged, by the message's id
+        self._trained: list[Order] = []
+        self._failed: list[Order] = []
         self._run: Run | None = None
 
     def set_run(self, run: Run) -> None:
@@ -90,7 +94,9 @@ class InProcessGrid(Grid):
         wanted = message_ids if isinstance(message_ids, Collection) else set(message_ids)
         self._dispatch()
         if not self._done:
-            self._done.extend(self._executor.answers(POLL_S))
+            answers = self._executor.answers(POLL_S)
+            self._note(answers)
+            self._done.extend(answers)
             self._dispatch()
         came = [message for message in self._done if message.metadata.reply_to_message_id in wanted]
         others = [message for message in self._done if message.metadata.reply_to_message_id not in wanted]
@@ -132,10 +138,25 @@ class InProcessGrid(Grid):
             except (WireError, KeyError) as error:
                 raise WireError(f"A message under a budget carries no order: {error}.") from error
         answers = self._budget.reserve(orders)
+        self._training |= {
+            message.metadata.message_id: order
+            for message, order, refusal in zip(messages, orders, answers, strict=True)
+            if refusal is None
+        }
         return [
             refusal if refusal is not None else RecordDict({"reservation": reservation(order)})
             for order, refusal in zip(orders, answers, strict=True)
         ]
+
+    def _note(self, answers: Iterable[Message]) -> None:
+        """Note which orders were carried out; when all were heard of, settle them in one write."""
+        for answer in answers:
+            order = self._training.pop(answer.metadata.reply_to_message_id, None)
+            if order is not None:
+                (self._failed if answer.has_error() else self._trained).append(order)
+        if self._budget is not None and not self._training and (self._trained or self._failed):
+            self._budget.settle(self._trained, self._failed)
+            self._trained, self._failed = [], []
 
     def _dispatch(self) -> None:
         """Hand messages to the executor as long as it has room."""

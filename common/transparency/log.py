@@ -1,0 +1,163 @@
+"""The log: entries in a file, under one lock, with one tree and one clock.
+
+What the entries mean is decided elsewhere (`common.ledger`); here they are read, checked, added and signed.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from common.errors import LedgerError
+from common.transparency import database
+from common.transparency.books import Books
+from common.transparency.drafts import Draft
+from common.transparency.entries import Entry, Refuse, Reserve, Settle, from_bytes, to_bytes, type_of
+from common.transparency.merkle import Frontier, consistency_proof, is_consistent, leaf_hash
+from common.transparency.notes import Checkpoint, verify
+
+SLEW_MS = 2_000  # a clock that was set back by no more than this is taken to stand still
+
+Write = Callable[[Draft], None]
+
+
+class Log:
+    """An append-only file of entries.
+
+    Guarantees:
+        A transaction is in the file as a whole, signed and on the disk when `writing` ends, or not at all.
+        What other processes have written is taken up, and checked, before anything is read or added.
+        A file that is not whole, was replaced, or whose clock runs backwards, raises LedgerError.
+    """
+
+    def __init__(self, path: Path, *, extends: str | None) -> None:
+        """Open an existing ledger's file and check all of it."""
+        self.path = path
+        self._db = database.connect(path)
+        try:
+            self._inode = path.stat().st_ino
+            self.key, self._signer = database.identity(path, self._db)
+            self._forget()
+            with self.reading():
+                if extends is not None:
+                    self._refuse_unless_extends(extends)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def newest(self) -> str | None:
+        """Return the newest signed checkpoint, or None before the first entry."""
+        row = self._db.execute("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
+        return None if row is None else str(row[0])
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Look at one state of the file, all of it taken up."""
+        with database.guard(self.path):
+            self._db.execute("BEGIN")
+            try:
+                self._catch_up()
+                yield
+            except BaseException:
+                self._forget()
+                raise
+            finally:
+                self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def writing(self) -> Iterator[Write]:
+        """Add entries in one durable transaction with a checkpoint at its end, or leave the file as it was."""
+        with database.guard(self.path):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._catch_up()
+                before, now_ms = self.books.size, self._now_ms()
+                yield lambda draft: self._add(draft(self.books.size, now_ms))
+                if self.books.size > before:
+                    self._sign()
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._forget()
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _add(self, entry: Entry) -> None:
+        body = to_bytes(entry)
+        try:
+            self.books.apply(entry)
+        except ValueError as error:
+            raise LedgerError(f"{self.path}: entry {entry.sequence} cannot be written: {error}.") from error
+        self._frontier.append(leaf_hash(body))
+        order = (entry.run, entry.round, entry.attempt) if isinstance(entry, Reserve | Settle | Refuse) else (None,) * 3
+        row = (entry.sequence, type_of(entry), entry.account, *order, body)
+        self._db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def _sign(self) -> None:
+        checkpoint = Checkpoint(origin=self.key.name, size=self._frontier.size, root=self._frontier.root())
+        self._db.execute("INSERT INTO checkpoints VALUES (?, ?)", (checkpoint.size, self._signer.sign(checkpoint)))
+
+    def _catch_up(self) -> None:
+        """Take up entries that were written since, by whomever, and check them against the newest checkpoint."""
+        if not self.path.exists() or self.path.stat().st_ino != self._inode:
+            raise LedgerError(f"{self.path}: the file was replaced or removed while it was open. Nothing was trained.")
+        rows = self._db.execute("SELECT body FROM entries WHERE sequence >= ? ORDER BY sequence", (self.books.size,))
+        before = self.books.size
+        try:
+            for (body,) in rows:
+                self.books.apply(from_bytes(body))
+                self._frontier.append(leaf_hash(body))
+        except ValueError as error:
+            raise self._broken(f"entry {self.books.size}: {error}") from error
+        note = self.newest()
+        if self.books.size == before and (note is not None) == (before > 0):
+            return  # nothing new, as most of the time
+        try:
+            signed = None if note is None else verify(note, self.key)
+        except ValueError as error:
+            raise self._broken(str(error)) from error
+        here = Checkpoint(origin=self.key.name, size=self._frontier.size, root=self._frontier.root())
+        if signed != here:
+            raise self._broken(f"the root over its {here.size} entries is not the one that was signed")
+
+    def _refuse_unless_extends(self, note: str) -> None:
+        """Refuse a ledger that does not begin with what was seen before."""
+        try:
+            seen = verify(note, self.key)
+        except ValueError as error:
+            raise LedgerError(f"{self.path}: the checkpoint seen before is not of this ledger ({error}).") from error
+        leaves = [leaf_hash(body) for (body,) in self._db.execute("SELECT body FROM entries ORDER BY sequence")]
+        if seen.size > len(leaves):
+            raise LedgerError(
+                f"{self.path}: it has {len(leaves)} entries and was seen with {seen.size}: this is an older copy. "
+                f"Nothing was trained; bring the newest one back."
+            )
+        proof, root = consistency_proof(leaves, seen.size), self._frontier.root()
+        if not is_consistent(old_size=seen.size, old_root=seen.root, size=len(leaves), root=root, proof=proof):
+            raise LedgerError(
+                f"{self.path}: its first {seen.size} entries are not those seen before: the ledger was forked. Nothing "
+                f"was trained; find out which copy is the owner's."
+            )
+
+    def _now_ms(self) -> int:
+        now_ms, last_ms = time.time_ns() // 1_000_000, self.books.time_ms
+        if now_ms < last_ms - SLEW_MS:
+            raise LedgerError(
+                f"{self.path}: the clock is {(last_ms - now_ms) / 1000:.0f} s before the last entry. Nothing was "
+                f"trained; set the clock right."
+            )
+        return max(now_ms, last_ms)
+
+    def _forget(self) -> None:
+        """Begin anew from the file at the next use."""
+        self.books, self._frontier = Books(), Frontier()
+
+    def _broken(self, what: str) -> LedgerError:
+        return LedgerError(
+            f"{self.path}: the ledger is not whole: {what}. Nothing was trained; bring the newest whole copy back."
+        )

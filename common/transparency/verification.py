@@ -1,0 +1,142 @@
+"""Verification: does a ledger add up?
+
+`verify` raises or returns None. It needs the export alone, and no trust in who sent it; with the owner's key it also
+says whose it is, with an earlier checkpoint that it continues what was seen then.
+
+What it does not show: that noise was really drawn, and that nothing was trained beside the ledger.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import AccountingError, LedgerError
+from common.privacy import accounting
+from common.privacy.accounting import Verdict
+from common.privacy.admission import account_order
+from common.privacy.events import History, merged
+from common.privacy.renyi_filter import filter_epsilon
+from common.transparency.books import Account
+from common.transparency.export import Statement
+from common.transparency.merkle import consistency_proof, is_consistent
+from common.transparency.notes import VerifierKey
+from common.transparency.notes import verify as verify_note
+
+Watch = Callable[[int, int], None]
+
+SLACK = 1 + 1e-9  # for sums in another order than at admission
+
+
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """What one account has spent and may spend.
+
+    Args:
+        account: its name.
+        verdict: epsilon by three accountants, at the account's delta.
+        filter_epsilon: by the Rényi filter that admits every run after the first; None before the first run.
+        budget: lifetime epsilon.
+        runs: how many have charged it.
+    """
+
+    account: str
+    verdict: Verdict
+    filter_epsilon: float | None
+    budget: float
+    runs: int
+
+    @property
+    def left(self) -> float:
+        """Epsilon that is left, by the figure that admits the next run."""
+        spent = self.filter_epsilon if self.runs and self.filter_epsilon is not None else 0.0
+        return max(self.budget - spent, 0.0)
+
+
+def verify(
+    statement: Statement,
+    *,
+    key: VerifierKey | None = None,
+    extends: str | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """Raise LedgerError unless a whole ledger is signed by `key`, continues `extends`, and adds up.
+
+    Args:
+        statement: from `common.transparency.export.read`, which checked hashes, signatures and rules.
+        key: the owner's public key; None leaves open who signed.
+        extends: an earlier checkpoint's note.
+        watch: told how many of how many distinct histories are counted.
+    """
+    # 1. The signer.
+    if key is not None and key != statement.key:
+        raise LedgerError(
+            f"The ledger is signed by {statement.key}, expected {key}. It is another ledger, or a forged one."
+        )
+    # 2. It continues what was seen before.
+    if extends is not None:
+        _continues(statement, extends)
+    # 3. What each account spent is within what its owner allowed.
+    for balance in balances(statement, watch=watch):
+        _within_budget(statement.books.accounts[balance.account], balance)
+
+
+def balances(statement: Statement, *, watch: Watch | None = None) -> list[Balance]:
+    """Return every account's balance; accountants are asked once for each distinct history.
+
+    Raises:
+        LedgerError: when accountants disagree, or none can answer.
+    """
+    asked: dict[tuple[History, float], Verdict] = {}
+    histories = {name: merged(account.spent()) for name, account in statement.books.accounts.items()}
+    accounts = statement.books.accounts
+    distinct = {(history, accounts[name].terms[-1].delta) for name, history in histories.items()}
+    for done, (history, delta) in enumerate(distinct, 1):
+        try:
+            asked[history, delta] = accounting.check(history, delta=delta)
+        except AccountingError as error:
+            raise LedgerError(f"The ledger cannot be counted: {error}") from error
+        if watch is not None:
+            watch(done, len(distinct))
+    result = []
+    for name, account in accounts.items():
+        order, delta = account_order(account), account.terms[-1].delta
+        result.append(
+            Balance(
+                account=name,
+                verdict=asked[histories[name], delta],
+                filter_epsilon=None if order is None else filter_epsilon(histories[name], order=order, delta=delta),
+                budget=account.terms[-1].budget,
+                runs=sum(run.charged > 0 for run in account.runs.values()),
+            )
+        )
+    return result
+
+
+def _continues(statement: Statement, note: str) -> None:
+    try:
+        seen = verify_note(note, statement.key)
+    except ValueError as error:
+        raise LedgerError(f"The earlier checkpoint is not of this ledger: {error}.") from error
+    size = statement.checkpoint.size
+    if seen.size > size:
+        raise LedgerError(
+            f"The ledger has {size} entries and was seen with {seen.size}: it was rolled back to an older copy."
+        )
+    proof = consistency_proof(statement.leaves, seen.size)
+    root = statement.checkpoint.root
+    if not is_consistent(old_size=seen.size, old_root=seen.root, size=size, root=root, proof=proof):
+        raise LedgerError(f"The first {seen.size} entries are not those that were seen before: the ledger was forked.")
+
+
+def _within_budget(account: Account, balance: Balance) -> None:
+    """Nothing was charged since the last charge, so that what it was allowed is what all must keep to."""
+    terms = account.terms_at_last_charge
+    if terms is None:
+        return
+    spent = balance.verdict.reported
+    if balance.runs > 1 and balance.filter_epsilon is not None and terms.delta == account.terms[-1].delta:
+        spent = max(spent, balance.filter_epsilon)
+    if not spent <= terms.budget * SLACK:
+        raise LedgerError(
+            f"Account {balance.account} does not add up: it spent epsilon {spent:.4f} and its owner allowed "
+            f"{terms.budget:.4f} (delta {terms.delta:g})."
+        )

@@ -1,0 +1,270 @@
+"""What a report says of a ledger.
+
+    ledger = facts(read(path))
+    ledger.account.verdict.reported      epsilon of the account that spent most
+    ledger.account.odds.guess            how often an attacker's best guess is right, at most
+
+Every figure is computed from the ledger's events by the accountants that admit and verify; nothing is taken from a
+file that anybody could edit.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from common.errors import AccountingError
+from common.privacy.accounting import COARSE, FINE, Verdict, epsilon, renyi_epsilon
+from common.privacy.admission import account_order
+from common.privacy.events import History, merged
+from common.transparency.books import Account, Run
+from common.transparency.entries import Audit, Opening, Provenance, Reserve, Terms
+from common.transparency.export import Statement
+from common.transparency.verification import Balance, balances
+
+FALSE_POSITIVES = 0.01  # at which attacks are compared
+ORGANISATIONS = (1, 2, 3)
+DELTAS = (1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
+
+Pair = tuple[float, float]  # epsilon, delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Odds:
+    """What an attacker who sees everything that was released can reach against one unit, at most.
+
+    Args:
+        pairs: epsilon and delta that hold at once; the first is the account's.
+        posterior: to what one release lifts a suspicion of 50 %.
+        rare_posterior: beyond which no release lifts it, save with probability 2 delta.
+        plain_guess: how often a guess at even odds is right, from the first pair alone.
+        guess: the same from all pairs.
+        plain_hits: units recognised while 1 % of the others are wrongly accused, from the first pair alone.
+        hits: the same from all pairs.
+    """
+
+    pairs: tuple[Pair, ...]
+    posterior: float
+    rare_posterior: float
+    plain_guess: float
+    guess: float
+    plain_hits: float
+    hits: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """One run on one account; `epsilon` is that of the run alone, at the account's delta."""
+
+    run: str
+    entered: Run
+    epsilon: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountFacts:
+    """One account, in full.
+
+    Args:
+        name: of the account.
+        terms: those in force.
+        balance: what was spent, by three accountants and by the filter.
+        held: epsilon when all that open runs have reserved is used.
+        order: of the account's Rényi filter, or None before its first run.
+        runs: in the order in which they were reserved.
+        odds: of an attacker against one unit.
+        several: epsilon and best guess for somebody in so many organisations that spent as much.
+        provenances: which code charged, and how often.
+    """
+
+    name: str
+    terms: Terms
+    balance: Balance
+    held: float
+    order: float | None
+    runs: tuple[RunFacts, ...]
+    odds: Odds
+    several: tuple[tuple[int, float, float], ...]
+    provenances: tuple[tuple[Provenance, int], ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Epsilon by three accountants."""
+        return self.balance.verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A POLICY_CHANGE, of `accounts` accounts at once: what was, and what is."""
+
+    time_ms: int
+    account: str
+    accounts: int
+    differences: tuple[tuple[str, Any, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerFacts:
+    """A whole ledger.
+
+    Args:
+        statement: what was read and checked.
+        first_ms, last_ms: times of its first and its last entry.
+        balances: of all accounts, the one that spent most first.
+        account: that one, in full.
+        changes: of the owners' terms.
+        refusals: run and word, the first round they came in, and on how many accounts.
+        audits: what attacks found.
+    """
+
+    statement: Statement
+    first_ms: int
+    last_ms: int
+    balances: tuple[Balance, ...]
+    account: AccountFacts
+    changes: tuple[Change, ...]
+    refusals: tuple[tuple[str, str, int, int], ...]
+    audits: tuple[Audit, ...]
+
+
+def facts(statement: Statement) -> LedgerFacts:
+    """Add up a whole ledger; LedgerError when accountants disagree, or none can answer."""
+    entries, accounts = statement.entries, statement.books.accounts
+    ordered = tuple(sorted(balances(statement), key=_spending))
+    return LedgerFacts(
+        statement=statement,
+        first_ms=entries[0].time_ms,
+        last_ms=entries[-1].time_ms,
+        balances=ordered,
+        account=_account(statement, ordered[0]),
+        changes=tuple(_changes(statement)),
+        refusals=_refusals(statement),
+        audits=tuple(audit for account in accounts.values() for audit in account.audits),
+    )
+
+
+def epsilons_of(statement: Statement, run: str) -> list[float]:
+    """Return the epsilon of one run alone for each account that it was reserved on."""
+    accounts = statement.books.accounts.values()
+    return [_of_run(account, account.runs[run]) for account in accounts if run in account.runs]
+
+
+def odds(history: History, *, delta: float, reported: float) -> Odds:
+    """Bound what any attack can reach.
+
+    Guarantees:
+        All figures are upper bounds, and `guess` and `hits` are at most those of the first pair alone.
+
+    Source: the testing region of Kairouz et al. 2015, Theorem 2.1, https://arxiv.org/abs/1311.0776, for all pairs at
+    once.
+    """
+    larger = [(_bound(history, delta=other, grid=COARSE), other) for other in DELTAS if other > delta]
+    pairs = ((reported, delta), *larger)
+    return Odds(
+        pairs=pairs,
+        posterior=_logistic(reported),
+        rare_posterior=_logistic(reported + math.log(2)),  # P[loss > epsilon + t] <= delta / (1 - e^-t)
+        plain_guess=best_guess(pairs[:1]),
+        guess=best_guess(pairs),
+        plain_hits=most_hits(pairs[:1]),
+        hits=most_hits(pairs),
+    )
+
+
+def best_guess(pairs: tuple[Pair, ...]) -> float:
+    """Return how often a guess between in and out, at even odds, can be right: at most (e^eps + delta) / (1 + e^eps)."""
+    return min(_logistic(epsilon) + delta * _logistic(-epsilon) for epsilon, delta in pairs)
+
+
+def most_hits(pairs: tuple[Pair, ...], false_positives: float = FALSE_POSITIVES) -> float:
+    """Return the highest true-positive rate that a test with this rate of false positives can reach."""
+    limits = [1.0]
+    for epsilon, delta in pairs:
+        factor = math.exp(min(epsilon, 700.0))  # beyond it nothing is bounded anyhow
+        limits += [factor * false_positives + delta, 1 - (1 - delta - false_positives) / factor]
+    return min(limits)
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-max(x, -700.0)))
+
+
+def _bound(history: History, *, delta: float, grid: float = FINE) -> float:
+    """Epsilon as it is reported: by PLD, or where it cannot answer by RDP."""
+    try:
+        return epsilon(history, delta=delta, grid=grid)
+    except AccountingError:
+        return renyi_epsilon(history, delta=delta)
+
+
+def _of_run(account: Account, run: Run) -> float:
+    return _bound(merged(run.history(run.charged)), delta=account.terms[-1].delta)
+
+
+def _spending(balance: Balance) -> tuple[float, float, str]:
+    """The largest figures first, then by name."""
+    return -balance.verdict.reported, -(balance.filter_epsilon or 0.0), balance.account
+
+
+def _account(statement: Statement, balance: Balance) -> AccountFacts:
+    account = statement.books.accounts[balance.account]
+    terms, spent = account.terms[-1], merged(account.spent())
+    return AccountFacts(
+        name=balance.account,
+        terms=terms,
+        balance=balance,
+        held=_bound(merged(account.held()), delta=terms.delta),
+        order=account_order(account),
+        runs=tuple(RunFacts(run=name, entered=run, epsilon=_of_run(account, run)) for name, run in account.runs.items()),
+        odds=odds(spent, delta=terms.delta, reported=balance.verdict.reported),
+        several=tuple(_several(spent, terms.delta, times) for times in ORGANISATIONS),
+        provenances=_provenances(statement, balance.account),
+    )
+
+
+def _several(spent: History, delta: float, times: int) -> tuple[int, float, float]:
+    """Epsilon and best guess for somebody whose data are in `times` such accounts."""
+    history = merged(spent * times)
+    total = _bound(history, delta=delta)
+    return times, total, odds(history, delta=delta, reported=total).guess
+
+
+def _provenances(statement: Statement, account: str) -> tuple[tuple[Provenance, int], ...]:
+    """Which code charged an account, in the order in which it first did, and for how many entries."""
+    found: list[tuple[Provenance, int]] = []
+    charges = (entry for entry in statement.entries if isinstance(entry, Reserve) and entry.account == account)
+    for entry in charges:
+        place = next((i for i, (known, _) in enumerate(found) if known == entry.provenance), len(found))
+        found[place:] = [(entry.provenance, found[place][1] + 1 if place < len(found) else 1), *found[place + 1 :]]
+    return tuple(found)
+
+
+def _changes(statement: Statement) -> Iterator[Change]:
+    """All changes of terms; those that many accounts had at once are one."""
+    before: dict[str, Terms] = {}
+    groups: dict[tuple[int, tuple[tuple[str, Any, Any], ...]], list[str]] = {}
+    for entry in statement.entries:
+        if isinstance(entry, Opening):
+            if entry.is_change:
+                groups.setdefault((entry.time_ms, _differences(before[entry.account], entry.terms)), []).append(
+                    entry.account
+                )
+            before[entry.account] = entry.terms
+    for (time_ms, differences), accounts in groups.items():
+        yield Change(time_ms=time_ms, account=accounts[0], accounts=len(accounts), differences=differences)
+
+
+def _differences(old: Terms, new: Terms) -> tuple[tuple[str, Any, Any], ...]:
+    """What is another; the policy's digest where nothing else is."""
+    pairs = [(field.name, getattr(old, field.name), getattr(new, field.name)) for field in fields(Terms)]
+    changed = [pair for pair in pairs if pair[1] != pair[2]]
+    return tuple([pair for pair in changed if pair[0] != "policy"] or changed)
+
+
+def _refusals(statement: Statement) -> tuple[tuple[str, str, int, int], ...]:
+    """Run, word, first round and number of accounts of all refusals."""
+    every = [refusal for account in statement.books.accounts.values() for refusal in account.refusals]
+    rounds = {(refusal.run, refusal.word): refusal.round for refusal in sorted(every, key=lambda r: -r.sequence)}
+    count = Counter((refusal.run, refusal.word) for refusal in every)
+    return tuple((run, word, rounds[run, word], count[run, word]) for run, word in sorted(count))

@@ -1,0 +1,105 @@
+"""A simulated run's ledger: in its folder, or one that several runs share.
+
+A run folder always has `ledger.db`; where `--ledger` names another file it is a link to that. Every virtual owner has
+an account of its own in it.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from client.budget import Budget, agreements
+from common.config import Scenario
+from common.errors import BadInputError, LedgerError, PlanRefusedError
+from common.files import write_whole
+from common.ledger import Ledger
+from common.privacy.accounts import account_names, split_of, terms_of
+from common.privacy.admission import Admission, admission
+from common.privacy.plan import Plan
+from common.transparency.books import Account, Books
+
+NAME, SEEN = "ledger.db", "ledger.note"
+
+
+def attach(folder: Path, ledger: Path | None, scenario: Scenario) -> None:
+    """Give a new run's folder its ledger: a new one, or a link to `ledger`, which is made when it is not there."""
+    if scenario.privacy.unit == "none":
+        return
+    path = folder / NAME if ledger is None else ledger
+    if not path.exists():
+        Ledger.create(path).close()
+    if ledger is not None:
+        (folder / NAME).symlink_to(ledger.resolve())
+
+
+def refuse_unfit(ledger: Path | None, scenario: Scenario) -> None:
+    """Refuse, before anything is written, a ledger that does not read or that is about another split of the data."""
+    if ledger is None:
+        return
+    if scenario.privacy.unit == "none":
+        raise BadInputError("--ledger: expected none of it with unit 'none', which spends nothing. Leave it out.")
+    if ledger.exists():
+        with closing(Ledger(ledger)) as opened:
+            refuse_other_split(opened.books, scenario)
+
+
+def refuse_other_split(books: Books, scenario: Scenario) -> None:
+    """Refuse a ledger in which the same records are in other accounts: no account would know all that they spent."""
+    for name, account in books.accounts.items():
+        terms = account.terms[-1]
+        if terms.lineage == scenario.data.dataset and terms.version != split_of(scenario):
+            raise PlanRefusedError(
+                f"The ledger's accounts of {terms.lineage} are for '{terms.version}' (account {name}), and the scenario"
+                f" is for '{split_of(scenario)}': a record would be in two accounts, and neither would know all that it "
+                f"spent. Keep data, seed and unit as they were, or name another --ledger."
+            )
+
+
+def admissions(books: Books, scenario: Scenario, plan: Plan) -> list[Admission]:
+    """Return for each account of a plan how much of it the ledger would admit, under the scenario's terms."""
+    terms, names = terms_of(scenario, plan), account_names(scenario, plan)
+    answers = []
+    for client, name in enumerate(names):
+        planned, known = plan.account(client), books.accounts.get(name)
+        account = Account(terms=[*(known.terms if known else ()), terms[name]], runs=known.runs if known else {})
+        answers.append(admission(account, planned.events, wanted=planned.reserved))
+    return answers
+
+
+@contextmanager
+def claim(folder: Path, scenario: Scenario, plan: Plan, *, is_resumed: bool) -> Iterator[Budget | None]:
+    """Hold the clients' accounts of a run; None where the clients have none.
+
+    What the ledger looked like is kept in the run's folder: an older copy of it is refused when the run resumes.
+    """
+    if plan.unit != "record":
+        yield None
+        return
+    with closing(_open(folder, is_resumed=is_resumed)) as ledger:
+        names = account_names(scenario, plan)
+        budget = Budget(ledger, run=plan.run, agreements=agreements(plan, names))
+        budget.begin(terms_of(scenario, plan))
+        remember(folder, ledger)
+        yield budget
+
+
+def end(folder: Path, plan: Plan) -> None:
+    """Close a run on all its accounts, once it is over."""
+    if plan.unit != "none":
+        with closing(Ledger(folder / NAME)) as ledger:
+            ledger.end_run(plan.run)
+            remember(folder, ledger)
+
+
+def remember(folder: Path, ledger: Ledger) -> None:
+    """Keep the ledger's newest checkpoint in the run's folder."""
+    write_whole(folder / SEEN, ledger.checkpoint)
+
+
+def _open(folder: Path, *, is_resumed: bool) -> Ledger:
+    seen = folder / SEEN
+    if is_resumed and not seen.exists() and (folder / "checkpoint").exists():
+        raise LedgerError(
+            f"{seen}: expected what the ledger looked like, got no file. The run cannot be resumed safely."
+        )
+    return Ledger(folder / NAME, extends=seen.read_text() if seen.exists() else None)
