@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-slow audit lint bench clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ test: $(READY) lint  ## lint, then run the tests (under 10 minutes on two cores)
 
 test-slow: $(READY)  ## the tests that take minutes: the accuracy of the shipped scenarios
 	$(RUN)/python -m pytest -m slow
+
+audit: $(READY)  ## attack the budget: 200 random kills between reserving, training and committing
+	$(RUN)/python -m pytest -m audit -rA --no-header -q
 
 lint: $(READY)  ## ruff, mypy strict, and the directions between the rooms
 	$(RUN)/ruff check .

@@ -77,21 +77,33 @@ def simulate(
     campaign.refuse_stopped(results)
 
 
-@app.command(epilog="Example: discreet plan simulations/scenarios/mnist-silos.toml --check")
+@app.command(epilog="Example: discreet plan simulations/scenarios/digits.toml --ledger owners.db --trade-off")
 def plan(
     scenario: ScenarioFile,
     overrides: Overrides = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Count what this ledger's accounts have spent; say what it would admit.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Ask two more accountants; takes some seconds.")] = False,
+    trials: Annotated[
+        int | None, typer.Option(min=1, max=10_000, help="Count this many runs on the same records, as of a sweep.")
+    ] = None,
+    trade_off: Annotated[
+        bool, typer.Option("--trade-off", help="Compare more and fewer rounds, more and less noise.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw that too: a file .svg, .png or .pdf.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a scenario will spend, before anything runs.
+    """Say what a scenario will spend, and what is wrong with it, before anything runs.
 
-    SCENARIO is a TOML file; `discreet init` writes one.
+    SCENARIO is a TOML file; `discreet init` writes one. Nothing is trained and no ledger is changed.
     """
     from common.config import load
     from simulations import planning
 
-    report = planning.report(load(scenario, overrides or ()), check=check)
+    report = planning.report(
+        load(scenario, overrides or ()), check=check, ledger=ledger, trials=trials, trade_off=trade_off, plot=plot
+    )
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -124,13 +136,14 @@ def epsilon(
 
 @app.command(epilog="Example: discreet bench engine --json")
 def bench(
-    name: Annotated[str, typer.Argument(help="engine or dp-step.")] = "engine",
+    name: Annotated[str, typer.Argument(help="engine, dp-step or ledger.")] = "engine",
     repeats: Annotated[int, typer.Option(min=1, help="How often the contestants alternate.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Time the hot path against the bare training loop, in turns within one call.
 
-    NAME is `engine` (clients a second) or `dp-step` (a private step against a plain one).
+    NAME is `engine` (clients a second), `dp-step` (a private step against a plain one) or `ledger` (what keeping the
+    budget costs).
     """
     from simulations import bench as benches
 
@@ -216,6 +229,17 @@ def ledger_export(
 
     export.write(ledger, out)
     typer.echo(f"Wrote {out}. Whoever gets it can check it: discreet ledger verify {out}")
+
+
+@ledgers.command("close", epilog="Example: discreet ledger close cardiology.db 3f1c09aa")
+def ledger_close(
+    ledger: Annotated[Path, typer.Argument(metavar="LEDGER", help="A ledger's file.")],
+    run: Annotated[str, typer.Argument(help="The run's identifier, or how it begins.")],
+) -> None:
+    """Close a run that will not go on: what it reserved and did not use is free again, what it spent stays spent."""
+    from client import ledger_views as views
+
+    typer.echo(views.closed(ledger, run))
 
 
 @ledgers.command("proof", epilog="Example: discreet ledger proof cardiology.jsonl --entry 17")

@@ -119,7 +119,7 @@ def _charged(order: Order, context: Context) -> Iterator[None]:
         owner = Owner(policy=policy, ledger=ledger)
     except (OSError, DiscreetError) as error:
         raise RefusedError(Refusal.NOT_RECORDED, str(error)) from error
-    with contextlib.closing(owner), owner.charged(order, scenario):
+    with owner.charged(order, scenario):
         yield
 
 

@@ -1,11 +1,13 @@
 """What `discreet ledger` shows: balances, the result of a verification, a proof."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from common.errors import BadInputError
+from common.ledger import Ledger
 from common.privacy.accounting import Verdict
 from common.transparency.entries import type_of
 from common.transparency.export import Statement, read
@@ -71,6 +73,20 @@ def proof(path: Path, *, entry: int | None, since: int | None) -> dict[str, Any]
         "proof": [item.hex() for item in hashes],
         "checkpoint": statement.note,
     }
+
+
+def closed(path: Path, run: str) -> str:
+    """Close the run whose identifier begins with `run`, and say what that freed; BadInputError unless there is one."""
+    with closing(Ledger(path)) as ledger:
+        accounts = ledger.books.accounts.values()
+        known = {name for account in accounts for name in account.runs if name.startswith(run)}
+        if len(known) != 1:
+            raise BadInputError(f"{path}: expected one run that begins with {run!r}, got {len(known)}.")
+        (name,) = known
+        held = [account.runs[name] for account in accounts if name in account.runs]
+        unused = sum(one.admitted - one.charged for one in held if not one.is_closed)
+        ledger.end_run(name)
+    return f"Run {name} is closed on {len(held)} accounts; {unused} reserved participations are free again."
 
 
 def show(table: Mapping[str, Any]) -> None:

@@ -53,8 +53,8 @@ def _is_right(model: nn.Module, shard: Shard, start: int, size: int) -> np.ndarr
     """For some neighbours, whether the model's first choice is the label; (B,) of booleans."""
     rows = slice(start, start + size)
     features = torch.from_numpy(np.array(shard.features_ND[rows])).to(next(model.parameters()).device)
-    choices: np.ndarray = model(features).argmax(dim=1).cpu().numpy()
-    return choices == shard.labels_N[rows]
+    is_right: np.ndarray = model(features).argmax(dim=1).cpu().numpy() == shard.labels_N[rows]
+    return is_right
 
 
 def _one(entropy: Entropy) -> float:

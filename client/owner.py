@@ -4,6 +4,7 @@ The coordinator's scenario and order are a proposal. The owner works out from it
 the scenario means for it, and takes no figure of the coordinator's on trust.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from client import policy as policies
 from client.budget import Agreement, Budget, agreements
-from client.policy import Policy, Proposal
+from client.policy import Policy
+from client.proposals import Proposal, objections
 from common.config import Scenario
 from common.errors import DiscreetError, RefusedError
 from common.ledger import Ledger
@@ -23,7 +25,7 @@ from common.transparency.provenance import provenance
 
 
 class Owner:
-    """One policy and one ledger, opened; LedgerError or PolicyError when either does not read.
+    """One policy and one ledger; LedgerError or PolicyError when either does not read.
 
     Guarantees:
         An order is carried out as proposed or refused; the word that leaves is one of `Refusal`.
@@ -33,11 +35,7 @@ class Owner:
     def __init__(self, *, policy: Path, ledger: Path) -> None:
         self._policy = policies.load(policy)
         self._terms = terms_of(self._policy)
-        self._ledger = Ledger(ledger)
-
-    def close(self) -> None:
-        """Let go of the ledger."""
-        self._ledger.close()
+        self._ledger = _opened(ledger, os.getpid())
 
     @contextmanager
     def charged(self, order: Order, scenario: Scenario) -> Iterator[None]:
@@ -86,14 +84,14 @@ class Owner:
             code=provenance().code,
             unit_column=scenario.privacy.unit_column,
         )
-        objections = self._policy.objections(proposal)
-        if objections:
+        reasons = objections(self._policy, proposal)
+        if reasons:
             self._ledger.open_accounts({agreement.account: self._terms})
             refused = Charge(
                 account=agreement.account, run=order.run, round=PLAN_ROUND, attempt=1, events=agreement.events
             )
             self._ledger.refuse(refused, Refusal.OUTSIDE_POLICY)
-            raise RefusedError(Refusal.OUTSIDE_POLICY, "; ".join(objections))
+            raise RefusedError(Refusal.OUTSIDE_POLICY, "; ".join(reasons))
 
 
 def terms_of(policy: Policy) -> Terms:
@@ -109,6 +107,16 @@ def terms_of(policy: Policy) -> Terms:
         budget=policy.budget.epsilon,
         policy=policy.digest,
     )
+
+
+@lru_cache(maxsize=4)
+def _opened(ledger: Path, pid: int) -> Ledger:
+    """The ledger, checked as a whole once in a process; what others write to it is taken up at each use.
+
+    It stays open: a file that is put in its place meanwhile is refused until this process ends.
+    """
+    del pid  # a connection must not be used after a fork
+    return Ledger(ledger)
 
 
 @lru_cache(maxsize=16)

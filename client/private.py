@@ -159,7 +159,7 @@ class PrivateModel:
         self.forget()
 
     def _unit_gradients(self, shard: Shard, part: Part, size: int) -> None:
-        """Leave each unit's gradient in `grad_sample`, (U, *shape) for each parameter, from `size` records at a time."""
+        """Leave each unit's gradient in `grad_sample`, (U, *shape) for each parameter, `size` records at a time."""
         if part.owner_B is None:
             self._sample_gradients(shard, part.rows_B)
         elif part.units == 1:

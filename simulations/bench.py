@@ -3,11 +3,13 @@
 Machines are noisy, so contestants alternate and only ratios count. Random records: speed does not depend on them.
 """
 
+import itertools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,10 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from common import flat
-from common.config import Scenario, parse
+from common.config import Scenario, dump, parse
 from common.errors import BadInputError
 from common.messages import Mechanism, Order
+from common.privacy.plan import Plan
 from common.shards import Shard, write_shards
+from simulations import ledger_bench
 
 CLIENTS = 40
 RECORDS = 56  # a client's, as in the field's simulation benchmarks: one epoch is 4 steps of 14
@@ -44,8 +48,8 @@ def run(name: str, *, repeats: int) -> dict[str, Any]:
 def show(result: Mapping[str, Any]) -> None:
     """Print the ratios for people."""
     table = Table(title=f"bench {result['bench']}, {result['repeats']} turns", title_justify="left")
-    for heading in ("ratio", "median", "min", "max", "target", "met"):
-        table.add_column(heading, justify="left" if heading == "ratio" else "right")
+    for heading in ("figure", "median", "min", "max", "target", "met"):
+        table.add_column(heading, justify="left" if heading == "figure" else "right")
     for name, row in result["ratio"].items():
         figures = (f"{row[column]:.2f}" for column in ("median", "min", "max", "target"))
         table.add_row(name, *figures, "yes" if row["met"] else "no")
@@ -60,18 +64,13 @@ def engine(repeats: int) -> dict[str, Any]:
 
     scenario, cores = parse(TEXT + 'privacy = {unit = "none"}'), os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shard = _records(CLIENTS * RECORDS)
-        rows = np.split(np.arange(CLIENTS * RECORDS), CLIENTS)
-        write_shards(folder, train=shard, test=_records(10), indices=rows)
-        from common.config import dump
-
+        _write_clients(Path(name))
         workers = Workers("client.app:app", {"scenario": dump(scenario)}, count=cores)
         try:
             grid = InProcessGrid(
                 clients=CLIENTS,
                 executor=workers,
-                node_config=lambda client: {"partition-id": client, "shards": name},
+                node_config=_node(name),
             )
             workers.wait()
             loops = get_context("spawn").Pool(cores)
@@ -95,7 +94,88 @@ def dp_step(repeats: int) -> dict[str, Any]:
     return {"private_to_plain_step": _ratio(pairs, target=1.6, at_least=False)}
 
 
-BENCHES: Mapping[str, Callable[[int], dict[str, Any]]] = {"engine": engine, "dp-step": dp_step}
+def ledger(repeats: int) -> dict[str, Any]:
+    """Time a private round with the ledger against one without, an order's two writes, and a verification."""
+    return {
+        "round_with_ledger_to_without": _rounds(repeats),
+        "reserve_and_commit_ms": ledger_bench.order_ms(repeats),
+        "verify_100000_entries_s": ledger_bench.verify_s(repeats),
+    }
+
+
+BENCHES: Mapping[str, Callable[[int], dict[str, Any]]] = {"engine": engine, "dp-step": dp_step, "ledger": ledger}
+
+
+def _rounds(repeats: int) -> dict[str, Any]:
+    """Seconds of a private round of all clients, with a ledger and without, in turns on the same workers."""
+    from client.budget import Budget, agreements
+    from common.ledger import Ledger
+    from common.privacy.accounts import account_names, terms_of
+    from simulations.engine.grid import InProcessGrid
+    from simulations.engine.workers import Workers
+    from simulations.single_plan import plan_of
+
+    scenario = parse(TEXT + "privacy = {noise_multiplier = 1.0, budget = 1000.0}", overrides=["run.rounds=100"])
+    plan = plan_of(scenario, records=[RECORDS] * CLIENTS)
+    with tempfile.TemporaryDirectory() as name, closing(Ledger.create(Path(name) / "ledger.db")) as book:
+        _write_clients(Path(name))
+        budget = Budget(book, run=plan.run, agreements=agreements(plan, account_names(scenario, plan)))
+        budget.begin(terms_of(scenario, plan))
+        workers = Workers("client.app:app", {"scenario": dump(scenario)}, count=os.cpu_count() or 1)
+        try:
+            workers.wait()
+            numbers = itertools.count(1)
+            contestants = [
+                _private_round(
+                    InProcessGrid(clients=CLIENTS, executor=workers, node_config=_node(name), budget=kept),
+                    plan,
+                    numbers,
+                )
+                for kept in (budget, ledger_bench.Free())
+            ]
+            pairs = _alternate(contestants, repeats)
+        finally:
+            workers.close()
+    return _ratio(pairs, target=1.05, at_least=False)
+
+
+def _private_round(grid: Any, plan: Plan, numbers: Iterator[int]) -> Callable[[], float]:
+    """A turn of one private round of all clients; its seconds."""
+    from server.exchange import order_message, weights_record
+
+    arrays = weights_record(_order(parse(TEXT + 'privacy = {unit = "none"}'), 0, None).weights_P)
+
+    def turn() -> float:
+        number = next(numbers)
+        orders = [
+            Order(
+                run=plan.run,
+                round=number,
+                attempt=1,
+                client=client,
+                weights_P=np.zeros(0, np.float32),
+                mechanism=plan.mechanism(client),
+            )
+            for client in range(CLIENTS)
+        ]
+        messages = [order_message(o, arrays=arrays, node=o.client + 1, ttl_s=600.0) for o in orders]
+        started = time.perf_counter()
+        replies = list(grid.send_and_receive(messages))
+        seconds = time.perf_counter() - started
+        if any(reply.has_error() for reply in replies):
+            raise RuntimeError("a client failed: the figure would mean nothing")
+        return seconds
+
+    return turn
+
+
+def _write_clients(folder: Path) -> None:
+    rows = np.split(np.arange(CLIENTS * RECORDS), CLIENTS)
+    write_shards(folder, train=_records(CLIENTS * RECORDS), test=_records(10), indices=rows)
+
+
+def _node(folder: str) -> Callable[[int], dict[str, Any]]:
+    return lambda client: {"partition-id": client, "shards": folder}
 
 
 def _steps(scenario: Scenario, mechanism: Mechanism | None) -> Callable[[], float]:

@@ -78,8 +78,8 @@ def _refuse_undeclared(name: str, train: Shard, column: str | None) -> None:
     persons = 0 if train.units_N is None else len(np.unique(train.units_N))
     if train.units_N is None or len(train.units_N) != found or persons != task.unit_columns[column]:
         raise DataMissingError(
-            f"{name}: expected {task.unit_columns[column]} persons in column '{column}', one named for each record, got "
-            f"{persons}. Is this another version of the data set?"
+            f"{name}: expected {task.unit_columns[column]} persons in column '{column}', one named for each record, "
+            f"got {persons}. Is this another version of the data set?"
         )
 
 

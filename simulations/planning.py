@@ -1,39 +1,84 @@
-"""`discreet plan` and `discreet epsilon`: figures before anything runs."""
+"""`discreet plan`: what a scenario will spend, what its ledger will admit, and what is wrong with it.
 
-import json
-from collections.abc import Mapping
-from fractions import Fraction
+    >>> from common.config import parse
+    >>> scenario = parse('''
+    ... run = {name = "x", rounds = 6}
+    ... data = {dataset = "digits", clients = 3}
+    ... training = {batch_size = 40, local_steps = 1}
+    ... server = {cohort = 2}
+    ... privacy = {noise_multiplier = 3.0}''')
+    >>> exhaustion(scenario, [9, 9, 1]).runs_out  # two of three a round: client 2 is asked again in round 3
+    ((2, 3),)
+
+A plan informs: it refuses nothing that the run itself would not refuse, and writes nothing. Longer than 250 lines,
+because what is asked of a ledger and how it is shown stand beside each other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from common.config import Scenario
-from common.errors import BadInputError
-from common.privacy import accounting
-from common.privacy.events import ADJACENCY, MAX_SEGMENTS, History, SampledGaussian
-from common.privacy.plan import Plan
+from common.privacy.events import ADJACENCY
+from common.privacy.plan import Account, Plan
+from simulations import preflight
+from simulations.epsilon_query import history, in_words, show_verdict, verdict, verdict_of
 from simulations.single_plan import check_plan, plan_of
 
+if TYPE_CHECKING:
+    from common.transparency.books import Books
 
-def report(scenario: Scenario, *, check: bool) -> dict[str, Any]:
-    """Return a scenario's plan as plain values; with `check` three accountants answer for each account."""
+__all__ = ["history", "report", "show", "show_verdict", "verdict"]  # three of them for `discreet epsilon`
+
+FEW = 3  # clients that are named
+LISTED = 10  # clients that run out and are listed; the others are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhaustion:
+    """Who is asked more often than the ledger admits, when no round is lost.
+
+    Args:
+        runs_out: client and first round that it refuses, the earliest first; under unit `client` all share one account.
+        last_possible_round: the last round in which enough of the cohort may train, 0 when there is none.
+    """
+
+    runs_out: tuple[tuple[int, int], ...]
+    last_possible_round: int
+
+
+def report(
+    scenario: Scenario,
+    *,
+    check: bool,
+    ledger: Path | None = None,
+    trials: int | None = None,
+    trade_off: bool = False,
+    plot: Path | None = None,
+) -> dict[str, Any]:
+    """Return a scenario's plan as plain values.
+
+    Args:
+        scenario: the run.
+        check: whether three accountants answer for each account.
+        ledger: whose past counts; one that is not there yet is a fresh one.
+        trials: how many runs of the plan are compared with the budget.
+        trade_off: whether fewer and more rounds, and other noise, are looked at.
+        plot: where to draw that.
+    """
     plan = plan_of(scenario)
     verdicts = check_plan(plan) if check else []
     accounts = [
-        {
-            "clients": account.members if plan.unit == "record" else len(plan.records),
-            "records": account.records if plan.unit == "record" else None,
-            "sampling_rate": float(account.event.sampling_rate),
-            "noise_multiplier": account.event.noise_multiplier,
-            "steps_per_round": account.event.steps,
-            "participations": account.participations,
-            "reserved": account.reserved,
-            "epsilon": account.epsilon,
-            "epsilon_reserved": account.epsilon_reserved,
-        }
-        | ({"check": verdict_of(verdicts[position])} if check else {})
+        _planned(plan, account) | ({"check": verdict_of(verdicts[position])} if check else {})
         for position, account in enumerate(plan.accounts)
     ]
-    return {
+    table: dict[str, Any] = {
+        "name": scenario.run.name,
+        "rounds": scenario.run.rounds,
         "unit": plan.unit,
         "adjacency": ADJACENCY,
         "delta": plan.delta,
@@ -43,6 +88,95 @@ def report(scenario: Scenario, *, check: bool) -> dict[str, Any]:
         "epsilon_reserved": _max_median(plan, "epsilon_reserved"),
         "accounts": accounts,
     }
+    found = preflight.findings(scenario, plan)
+    if ledger is not None:
+        seen = preview(ledger, scenario, plan)
+        found.append(preflight.ledger(seen, rounds=scenario.run.rounds))
+        table["ledger"] = seen | {"runs_out": seen["runs_out"][:LISTED]}
+    if trials is not None or trade_off or plot is not None:
+        from simulations import tradeoff
+
+        if trials is not None:
+            table["trials"] = asdict(tradeoff.trials(scenario, plan, wanted=trials))
+        if trade_off or plot is not None:
+            table["trade_off"] = asdict(tradeoff.trade_off(scenario, plan))
+        if plot is not None:
+            tradeoff.plot(scenario, plan, plot)
+            table["plot"] = str(plot)
+    return table | {"findings": [asdict(finding) for finding in found]}
+
+
+def preview(ledger: Path, scenario: Scenario, plan: Plan) -> dict[str, Any]:
+    """Return what a ledger has spent, what it would admit of a plan, and who runs out when.
+
+    Raises:
+        BadInputError: a ledger with unit `none`.
+        LedgerError: a ledger that is not whole.
+        PlanRefusedError: a ledger in which the same records are in other accounts.
+    """
+    from common.privacy.accounts import account_names, terms_of
+    from simulations.run_ledger import admissions, refuse_other_split, refuse_unfit
+
+    if plan.unit == "none":
+        refuse_unfit(ledger, scenario)
+    books = _books(ledger)
+    refuse_other_split(books, scenario)
+    names, terms = account_names(scenario, plan), terms_of(scenario, plan)
+    answers = admissions(books, scenario, plan)
+    running_out = exhaustion(scenario, [answer.participations for answer in answers])
+    return {
+        "path": str(ledger),
+        "is_fresh": not ledger.exists(),
+        "accounts": [
+            _before(books, name, plan.delta)
+            | {
+                "account": name,
+                "client": client if plan.unit == "record" else None,
+                "wanted": plan.account(client).reserved,
+                "admitted": answer.participations,
+                "gate": answer.gate,
+                "budget": terms[name].budget,
+                "epsilon_after": answer.epsilon,
+                "filter_epsilon_after": answer.filter_epsilon,
+            }
+            for client, (name, answer) in enumerate(zip(names, answers, strict=True))
+        ],
+        "runs_out": [{"client": client, "round": number} for client, number in running_out.runs_out],
+        "runs_out_count": len(running_out.runs_out),
+        "first_refusal_round": running_out.runs_out[0][1] if running_out.runs_out else None,
+        "last_possible_round": running_out.last_possible_round,
+    }
+
+
+def exhaustion(scenario: Scenario, admitted: Sequence[int]) -> Exhaustion:
+    """Return who runs out in which round, given how often each account may be charged.
+
+    Guarantees:
+        A run that loses no round has the same clients refuse in the same rounds for the first time.
+        After `last_possible_round` fewer than `server.min_replies` of a cohort would train: the run ends there, and
+        whoever would have run out later is not named.
+
+    Edge cases:
+        unit `client`   one account: all its clients run out together, whoever is asked
+        nobody runs out the last possible round is the last one
+    """
+    rounds, clients = scenario.run.rounds, scenario.data.clients
+    if scenario.privacy.unit == "client":
+        last = min(admitted[0], rounds)
+        everybody = tuple((client, last + 1) for client in range(clients)) if last < rounds else ()
+        return Exhaustion(runs_out=everybody, last_possible_round=last)
+    from server.cohorts import schedule
+
+    left = np.array(admitted)
+    out: dict[int, int] = {}
+    for number, cohort in enumerate(schedule(scenario), 1):
+        for client in cohort[left[cohort] <= 0].tolist():
+            out.setdefault(client, number)
+        able = cohort[left[cohort] > 0]
+        if len(able) < max(scenario.server.min_replies, 1):
+            return Exhaustion(runs_out=tuple(out.items()), last_possible_round=number - 1)
+        left[able] -= 1
+    return Exhaustion(runs_out=tuple(out.items()), last_possible_round=rounds)
 
 
 def show(table: Mapping[str, Any]) -> None:
@@ -50,9 +184,9 @@ def show(table: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False)
     if table["unit"] == "none":
-        console.print("Without privacy: no noise, no accounts, and no protection of the records.")
+        preflight.show(console, table["findings"])
         return
     grid = Table(title="What the run will spend", title_justify="left")
     for heading in ("clients", "records", "sampling rate", "noise", "steps", "rounds", "ε", "ε with spares"):
@@ -71,52 +205,104 @@ def show(table: Mapping[str, Any]) -> None:
         console.print(f"Budget: {table['budget']:g}.")
     for account in table["accounts"]:
         if "check" in account:
-            console.print(_in_words(account["check"]))
+            console.print(in_words(account["check"]))
+    if "ledger" in table:
+        _show_ledger(console, table["ledger"])
+    if "trade_off" in table or "trials" in table:
+        from simulations import tradeoff
+
+        tradeoff.show(console, table)
+    preflight.show(console, table["findings"])
 
 
-def history(
-    segments: Path | None, noise_multiplier: float | None, sampling_rate: str | None, steps: int | None
-) -> History:
-    """Return the history that the options of `discreet epsilon` describe, or raise BadInputError."""
-    if segments is not None:
-        if (noise_multiplier, sampling_rate, steps) != (None, None, None):
-            raise BadInputError("--segments: expected it alone, got it with other figures. Leave those out.")
-        return _read_segments(segments)
-    if noise_multiplier is None or sampling_rate is None or steps is None:
-        raise BadInputError("expected --noise-multiplier, --sampling-rate and --steps, or --segments FILE.")
-    return (_event({"noise_multiplier": noise_multiplier, "sampling_rate": sampling_rate, "steps": steps}, "options"),)
+def _show_ledger(console: Any, ledger: Mapping[str, Any]) -> None:
+    """Accounts with the same figures share a line."""
+    from rich.table import Table
+
+    title = f"Ledger {ledger['path']}" + (" is not there yet: a fresh one" if ledger["is_fresh"] else "")
+    grid = Table(title=title, title_justify="left", caption_justify="left")
+    grid.caption = "The filter decides from an account's second run on, PLD (ε) on the first; 'before' has open runs."
+    for heading in ("clients", "ε before", "filter before", "admitted", "ε after", "filter after", "budget", "gate"):
+        grid.add_column(heading, justify="left" if heading in {"clients", "gate"} else "right")
+    for figures, alike in groupby(sorted(ledger["accounts"], key=_figures), key=_figures):
+        clients = [account["client"] for account in alike]
+        before, before_filter, admitted, wanted, after, after_filter, budget, gate = figures
+        grid.add_row(
+            "all" if len(clients) == len(ledger["accounts"]) else _few(clients),
+            f"{before:.3f}", f"{before_filter:.3f}", f"{admitted} of {wanted}",
+            f"{after:.3f}", f"{after_filter:.3f}", f"{budget:.4g}", gate,
+        )  # fmt: skip
+    console.print(grid)
 
 
-def verdict(events: History, *, delta: float) -> dict[str, Any]:
-    """Return epsilon by three accountants as plain values."""
-    return verdict_of(accounting.check(events, delta=delta)) | {"delta": delta, "adjacency": ADJACENCY}
+def _figures(account: Mapping[str, Any]) -> tuple[Any, ...]:
+    keys = (
+        "epsilon_before", "filter_epsilon_before", "admitted", "wanted",
+        "epsilon_after", "filter_epsilon_after", "budget", "gate",
+    )  # fmt: skip
+    return tuple(account[key] for key in keys)
 
 
-def verdict_of(answer: accounting.Verdict) -> dict[str, Any]:
-    """Return a verdict as plain values."""
+def _few(clients: Sequence[int]) -> str:
+    more = f" and {len(clients) - FEW} more" if len(clients) > FEW else ""
+    return ", ".join(map(str, clients[:FEW])) + more
+
+
+def _planned(plan: Plan, account: Account) -> dict[str, Any]:
+    metrics = account.metrics_event
     return {
-        "pld": answer.pld,
-        "prv": answer.prv,
-        "prv_interval": None if answer.prv_low is None else [answer.prv_low, answer.prv_high],
-        "rdp": answer.rdp,
-        "unanswered": answer.unanswered,
+        "clients": account.members if plan.unit == "record" else len(plan.records),
+        "records": account.records if plan.unit == "record" else None,
+        "protects": account.event.unit,
+        "sampling_rate": float(account.event.sampling_rate),
+        "noise_multiplier": account.event.noise_multiplier,
+        "metrics_noise_multiplier": None if metrics is None else metrics.noise_multiplier,
+        "steps_per_round": account.event.steps,
+        "participations": account.participations,
+        "reserved": account.reserved,
+        "epsilon": account.epsilon,
+        "epsilon_reserved": account.epsilon_reserved,
     }
 
 
-def show_verdict(table: Mapping[str, Any]) -> None:
-    """Print epsilon for people."""
-    from rich.console import Console
+def _books(ledger: Path) -> "Books":
+    """What a ledger's entries add up to; it needs no private key, unless there is no entry and so no checkpoint."""
+    from contextlib import closing, suppress
 
-    Console().print(f"ε = {table['pld']:.4f} at δ = {table['delta']:g}, {table['adjacency']} adjacency")
-    Console().print(_in_words(table))
+    from common.errors import LedgerError
+    from common.transparency.books import Books
+    from common.transparency.export import read
+
+    if not ledger.exists():
+        return Books()
+    try:
+        return read(ledger).books
+    except LedgerError:
+        from common.ledger import Ledger
+
+        with suppress(LedgerError), closing(Ledger(ledger)) as opened:
+            if not opened.books.size:
+                return opened.books
+        raise
 
 
-def _in_words(table: Mapping[str, Any]) -> str:
-    prv = (
-        table["unanswered"]
-        or f"PRV {table['prv']:.4f} in [{table['prv_interval'][0]:.4f}, {table['prv_interval'][1]:.4f}]"
-    )
-    return f"PLD {table['pld']:.4f} (reported), {prv}, RDP {table['rdp']:.4f} (looser bound): they agree."
+def _before(books: "Books", name: str, delta: float) -> dict[str, Any]:
+    """What an account has spent, and what open runs may still spend of it."""
+    from common.privacy.accounting import epsilon
+    from common.privacy.admission import account_order
+    from common.privacy.events import merged
+    from common.privacy.renyi_filter import filter_epsilon
+
+    account = books.accounts.get(name)
+    order = None if account is None else account_order(account)
+    if account is None or order is None:
+        return {"runs_before": 0, "epsilon_before": 0.0, "filter_epsilon_before": 0.0}
+    held = merged(account.held())
+    return {
+        "runs_before": len(account.runs),
+        "epsilon_before": epsilon(held, delta=delta),
+        "filter_epsilon_before": filter_epsilon(held, order=order, delta=delta),
+    }
 
 
 def _max_median(plan: Plan, name: str) -> dict[str, float] | None:
@@ -124,29 +310,3 @@ def _max_median(plan: Plan, name: str) -> dict[str, float] | None:
 
     values = [getattr(plan.accounts[position], name) for position in plan.account_of]
     return {"max": max(values), "median": statistics.median(values)} if values else None
-
-
-def _read_segments(path: Path) -> History:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path}: expected a JSON list of segments ({error}).") from error
-    if not isinstance(values, list) or not 0 < len(values) <= MAX_SEGMENTS:
-        raise BadInputError(f"{path}: expected a list of 1 to {MAX_SEGMENTS} segments.")
-    return tuple(_event(value, f"{path}: segment {number}") for number, value in enumerate(values, 1))
-
-
-def _event(value: object, place: str) -> SampledGaussian:
-    known = {"noise_multiplier", "sampling_rate", "steps"}
-    if not isinstance(value, dict) or value.keys() != known:
-        raise BadInputError(f"{place}: expected {{noise_multiplier, sampling_rate, steps}}, got {value}.")
-    try:
-        if not isinstance(value["steps"], int):
-            raise ValueError(f"steps: expected a whole number, got {value['steps']}")  # noqa: TRY301, TRY004
-        return SampledGaussian(
-            noise_multiplier=float(value["noise_multiplier"]),
-            sampling_rate=Fraction(value["sampling_rate"]),
-            steps=value["steps"],
-        )
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-        raise BadInputError(f"{place}: {error}.") from error

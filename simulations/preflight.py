@@ -11,7 +11,8 @@
     ['sampling', 'noise']
 
 Each function looks at one thing, returns None where it does not apply, and has the reason and the remedy beside the
-figures. What is impossible is refused earlier and is not repeated here:
+figures; that all of them stand together makes the module longer than 250 lines. What is impossible is refused earlier
+and is not repeated here:
 
     common.privacy_table    delta below 1e-10; metrics with unit `client`; both or neither of epsilon and noise
     common.config           weights by records, or batch normalisation, under a unit whose bound they break
@@ -21,7 +22,7 @@ figures. What is impossible is refused earlier and is not repeated here:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -35,7 +36,10 @@ Severity = Literal["refuse", "warn", "ok"]
 LARGEST_RATE = Fraction(1, 5)  # of sampling, above which it hides little
 LARGEST_EPSILON = 10.0  # odds of 22,000 to 1
 SMALL_MODEL = 10_000  # parameters: there is hardly a smaller model, and larger ones fare worse under noise
-PRIOR_RATE = 0.01  # of false alarms, at which an attacker's success is stated
+FALSE_ALARMS = 0.01  # at which an attacker's success is stated
+FEW = 3  # clients that are named
+ALLOW_MORE = "Only the data's owner can allow more (privacy.budget). Or plan fewer rounds or more noise: --trade-off."
+COLOURS = {"refuse": "bold red", "warn": "yellow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,30 +71,25 @@ def delta(_: Scenario, plan: Plan) -> Finding:
     units = max(account.records for account in plan.accounts)
     found = f"δ = {plan.delta:g} with {units} {_units(plan)}"
     if plan.delta * 10 * units > 1:
-        return Finding(
-            check="delta",
-            severity="warn",
-            reason=f"{found}: above 1/(10 N) = {1 / (10 * units):.2g}. With that δ, publishing a few whole units at "
-            f"random, {plan.delta * units:.2g} of them on average, would count as private.",
+        return _warn(
+            "delta",
+            f"{found}: above 1/(10 N) = {1 / (10 * units):.2g}. Publishing each {_unit(plan)} with that "
+            f"probability, {plan.delta * units:.2g} of them on average, would count as private.",
             remedy=f"Set privacy.delta to {_rounded_down(1 / (10 * units)):g}.",
         )
-    return Finding(check="delta", severity="ok", reason=f"{found}: at most 1/(10 N).")
+    return _ok("delta", f"{found}: at most 1/(10 N).")
 
 
 def sampling(_: Scenario, plan: Plan) -> Finding:
     """Look for sampling rates at which sampling hides little."""
     rate = max(account.event.sampling_rate for account in plan.accounts)
     if rate <= LARGEST_RATE:
-        return Finding(check="sampling", severity="ok", reason=f"Each step sees a {_unit(plan)} with q = {float(rate):.3g}.")
-    cohort = plan.unit == "client"
-    size = f"{'server.cohort' if cohort else 'training.batch_size'}"
-    share = f"{'Every' if rate == 1 else 'A'} {_unit(plan)} is in {'every step' if rate == 1 else f'{float(rate):.0%} of the steps'}"
-    return Finding(
-        check="sampling",
-        severity="warn",
-        reason=f"{share}: sampling hides {'nothing' if rate == 1 else 'little'}, noise alone has to protect it.",
-        remedy=f"Lower {size} until q is at most {float(LARGEST_RATE):g}, or hold on to it if accuracy says so: "
-        f"ε counts it rightly.",
+        return _ok("sampling", f"Each step sees a {_unit(plan)} with q = {float(rate):.3g}.")
+    return _warn(
+        "sampling",
+        f"A {_unit(plan)} is in {float(rate):.0%} of all steps: sampling hides "
+        f"{'nothing' if rate == 1 else 'little'}, noise alone has to protect it (ε counts that).",
+        remedy=f"Try {_size(plan)} lower, until q is at most {float(LARGEST_RATE):g}, with more rounds.",
     )
 
 
@@ -107,18 +106,16 @@ def noise(scenario: Scenario, plan: Plan) -> Finding:
     )
     batch = account.event.sampling_rate * account.records
     found = (
-        f"Noise {account.event.noise_multiplier:.3g} C on {float(batch):g} expected {_units(plan)} a step: over the run it "
-        f"is {ratio:.2g} times as long as the gradients of {SMALL_MODEL:,} parameters can be if they all agree"
+        f"Noise {account.event.noise_multiplier:.3g} C on {float(batch):g} expected {_units(plan)} a step: over the "
+        f"run, in {SMALL_MODEL:,} parameters, it is {ratio:.2g} times as long as the signal if all gradients agree"
     )
     if ratio > 1:
-        return Finding(
-            check="noise",
-            severity="warn",
-            reason=f"{found}: little can be learnt.",
-            remedy=f"Raise {'server.cohort' if plan.unit == 'client' else 'training.batch_size'}, privacy.epsilon or the "
-            f"number of records behind a client.",
+        return _warn(
+            "noise",
+            f"{found}: little can be learnt.",
+            remedy=f"Raise {_size(plan)} or privacy.epsilon, or lower data.clients.",
         )
-    return Finding(check="noise", severity="ok", reason=f"{found}.")
+    return _ok("noise", f"{found}.")
 
 
 def odds(_: Scenario, plan: Plan) -> Finding:
@@ -128,17 +125,16 @@ def odds(_: Scenario, plan: Plan) -> Finding:
     """
     epsilon = plan.epsilon_reserved or 0.0
     found = (
-        f"ε = {epsilon:.3g}: whoever gave even odds that a {_unit(plan)} is in may become {posterior(epsilon):.4%} sure, "
-        f"and tell {detection(epsilon, plan.delta):.1%} of them at {PRIOR_RATE:.0%} false alarms"
+        f"ε = {epsilon:.3g}: whoever gave even odds that a {_unit(plan)} is in may become {posterior(epsilon):.4g} "
+        f"sure, and find up to {detection(epsilon, plan.delta):.4g} of them at {FALSE_ALARMS:.0%} false alarms"
     )
     if epsilon > LARGEST_EPSILON:
-        return Finding(
-            check="epsilon",
-            severity="warn",
-            reason=f"{found}: next to nothing is promised.",
+        return _warn(
+            "epsilon",
+            f"{found}: next to nothing is promised.",
             remedy="Lower privacy.epsilon to 8 or less, or raise privacy.noise_multiplier; see --trade-off.",
         )
-    return Finding(check="epsilon", severity="ok", reason=f"{found}.")
+    return _ok("epsilon", f"{found}.")
 
 
 def persons(scenario: Scenario, plan: Plan) -> Finding | None:
@@ -147,14 +143,13 @@ def persons(scenario: Scenario, plan: Plan) -> Finding | None:
     if plan.unit != "record" or not task.unit_columns:
         return None
     if scenario.privacy.unit_column is not None:
-        return Finding(check="persons", severity="ok", reason="A person is protected with all its records.")
+        return _ok("persons", "A person is protected with all its records.")
     column, people = next(iter(task.unit_columns.items()))
-    return Finding(
-        check="persons",
-        severity="warn",
-        reason=f"ε holds for one record, and a {column} has {task.train_records / people:.0f} of them on average. For m "
-        f"records of a person it is larger: 2.39, 5.27, 12.2, 30.0 in the reference run for m = 1, 2, 4, 8.",
-        remedy=f"Set privacy.unit_column to '{column}' if persons are to be protected.",
+    return _warn(
+        "persons",
+        f"ε holds for one record, and a {column} has {task.train_records / people:.0f} of them on average. For "
+        f"all of them it is much larger: 2.39, 5.27, 12.2, 30.0 in a reference run with 1, 2, 4, 8 records a person.",
+        remedy=f"Set privacy.unit_column to '{column}' if persons are to be protected (partition 'iid').",
     )
 
 
@@ -162,13 +157,12 @@ def spare_rounds(scenario: Scenario, _: Plan) -> Finding:
     """Look for a run that one lost round would end."""
     spares = scenario.server.spare_rounds
     if spares == 0:
-        return Finding(
-            check="spare-rounds",
-            severity="warn",
-            reason="No round is spare: a crash or a lost round is charged all the same, and ends the run.",
+        return _warn(
+            "spare-rounds",
+            "No round is spare: a crash or a lost round is charged all the same, and ends the run.",
             remedy="Set server.spare_rounds to 2; it costs a little noise.",
         )
-    return Finding(check="spare-rounds", severity="ok", reason=f"{spares} lost rounds are charged, and run again.")
+    return _ok("spare-rounds", f"{spares} lost rounds are charged, and run again.")
 
 
 def participations(scenario: Scenario, plan: Plan) -> Finding | None:
@@ -178,44 +172,36 @@ def participations(scenario: Scenario, plan: Plan) -> Finding | None:
     needed = -(-scenario.run.rounds * scenario.server.cohort // scenario.data.clients)
     planned = scenario.server.max_participations
     if planned > needed:
-        return Finding(
-            check="participations",
-            severity="warn",
-            reason=f"Each client is asked at most {needed} times, and noise is planned for {planned}.",
+        return _warn(
+            "participations",
+            f"Each client is asked at most {needed} times, and noise is planned for {planned}.",
             remedy="Leave server.max_participations out; spares have a key of their own, server.spare_rounds.",
         )
-    return Finding(check="participations", severity="ok", reason=f"Each client is asked at most {needed} times.")
+    return _ok("participations", f"Each client is asked at most {needed} times.")
 
 
 def cohorts(scenario: Scenario, plan: Plan) -> Finding:
     """Say whether sampling clients is counted."""
-    some = scenario.server.cohort < scenario.data.clients
     if plan.unit == "client":
-        reason = "The trusted server draws cohorts in secret, and everybody is charged each round: amplification counts."
-    elif some:
+        reason = "The trusted server draws cohorts in secret and charges everybody each round: amplification counts."
+    elif scenario.server.cohort < scenario.data.clients:
         reason = "The server chooses who takes part: that a client was left out of a round is no secret and saves no ε."
     else:
         reason = "Everybody takes part in every round."
-    return Finding(check="cohorts", severity="ok", reason=reason)
+    return _ok("cohorts", reason)
 
 
 def weighting(scenario: Scenario, _: Plan) -> Finding:
     """Say why the weights of the mean are safe."""
-    by_records = scenario.server.weighting == "records"
-    reason = (
-        "Weights are declared sizes, on updates that are private already: post-processing."
-        if by_records
-        else "All updates weigh the same."
-    )
-    return Finding(check="weighting", severity="ok", reason=reason)
+    if scenario.server.weighting == "records":
+        return _ok("weighting", "Weights are declared sizes, on updates that are private already: post-processing.")
+    return _ok("weighting", "All updates weigh the same.")
 
 
 def optimizers(scenario: Scenario, _: Plan) -> Finding:
     """Say why momentum, Adam and averages of models are safe."""
     used = f"{scenario.training.optimizer} at the clients, {scenario.server.optimizer} at the server"
-    return Finding(
-        check="optimizers", severity="ok", reason=f"Noise comes first ({used}): what optimisers make of it is free."
-    )
+    return _ok("optimizers", f"Noise comes first ({used}): what optimisers make of it is free.")
 
 
 def metrics(scenario: Scenario, plan: Plan) -> Finding:
@@ -224,30 +210,28 @@ def metrics(scenario: Scenario, plan: Plan) -> Finding:
     if planned.metrics_event is None:
         reason = "Losses and accuracies on private data are withheld; the public test set costs nothing."
     else:
-        share = planned.metrics_event.noise_multiplier
-        reason = f"Each participation releases a count with noise of {share:g} {_units(plan)}; it is in every ε of this plan."
+        std = planned.metrics_event.noise_multiplier
+        reason = f"Each participation releases a count with noise of {std:g} {_units(plan)}; every ε here counts it."
     if scenario.privacy.unit == "client":
         reason = "No client reports figures on its data; the public test set costs nothing."
-    return Finding(check="metrics", severity="ok", reason=reason)
+    return _ok("metrics", reason)
 
 
 def tuning(scenario: Scenario, plan: Plan) -> Finding:
     """Remind that each run on the same records counts, a sweep's trials and seeds too."""
     budget = scenario.privacy.budget or plan.epsilon_reserved or 0.0
-    return Finding(
-        check="tuning",
-        severity="ok",
-        reason=f"This is one run. Each trial and seed on the same records counts towards the budget of {budget:.3g}.",
+    return _ok(
+        "tuning",
+        f"This is one run. Each trial and seed on the same records counts towards the budget of {budget:.3g}.",
         remedy="Ask for all of them with --trials N; tune on public data where there is some.",
     )
 
 
 def randomness(scenario: Scenario, _: Plan) -> Finding:
     """Name the generator of noise and batches."""
-    return Finding(
-        check="randomness",
-        severity="ok",
-        reason=f"Noise and private sampling, on device '{scenario.engine.device}' as on any: AES-256 in counter mode "
+    return _ok(
+        "randomness",
+        f"Noise and private sampling, on device '{scenario.engine.device}' as on any: AES-256 in counter mode "
         f"under a key of the operating system, drawn on the CPU in double precision. The run's seed reaches neither.",
     )
 
@@ -257,7 +241,7 @@ def posterior(epsilon: float) -> float:
     return 1 / (1 + math.exp(-epsilon))
 
 
-def detection(epsilon: float, target_delta: float, *, false_alarms: float = PRIOR_RATE) -> float:
+def detection(epsilon: float, target_delta: float, *, false_alarms: float = FALSE_ALARMS) -> float:
     """Return the largest true-positive rate of any attack with this rate of false alarms.
 
     >>> round(detection(math.log(9), 0.0, false_alarms=0.05), 6)  # 9 * 0.05, below 1 - 0.95 / 9
@@ -275,21 +259,69 @@ CHECKS: tuple[Check, ...] = (
 )  # fmt: skip
 
 
-def show(console: Any, found: list[dict[str, str]]) -> None:
+def ledger(preview: Mapping[str, Any], *, rounds: int) -> Finding:
+    """Say who runs out first, and in which round, by the preview of `simulations.planning`."""
+    out, last = preview["runs_out"], preview["last_possible_round"]
+    if not out and any(account["admitted"] < account["wanted"] for account in preview["accounts"]):
+        return _warn(
+            "ledger",
+            "Nobody runs out while no round is lost, but not all spare rounds fit into what is left.",
+            remedy=ALLOW_MORE,
+        )
+    if not out:
+        return _ok("ledger", "All that is planned fits into what is left.")
+    if last == 0:
+        return Finding(
+            check="ledger",
+            severity="refuse",
+            reason=f"{_first_out(out, rounds)} The run ends before anything is trained.",
+            remedy=ALLOW_MORE,
+        )
+    end = f" After round {last} too few are left to go on." if last < rounds else ""
+    return _warn("ledger", _first_out(out, rounds) + end, remedy=ALLOW_MORE)
+
+
+def show(console: Any, found: Sequence[Mapping[str, str]]) -> None:
     """Print what is refused or warned of."""
-    colours = {"refuse": "red", "warn": "yellow"}
+    from rich.text import Text
+
     for finding in found:
-        if finding["severity"] in colours:
-            colour = colours[finding["severity"]]
-            console.print(f"[{colour}]{finding['severity']}[/{colour}] {finding['check']}: {finding['reason']}", end=" ")
-            console.print(finding["remedy"], style="dim")
+        if finding["severity"] in COLOURS:
+            text = Text.assemble(
+                (finding["severity"], COLOURS[finding["severity"]]),
+                f" {finding['check']}: {finding['reason']} ",
+                (finding["remedy"], "italic"),
+            )
+            console.print(text)
+
+
+def _first_out(out: Sequence[Mapping[str, int]], rounds: int) -> str:
+    """Who runs out first, in words."""
+    first = out[0]
+    if len(out) == 1:
+        return f"Client {first['client']} runs out in round {first['round']} of {rounds}; from then on it refuses."
+    if out[-1]["round"] == first["round"]:
+        return f"{len(out)} clients run out in round {first['round']} of {rounds}; from then on they refuse."
+    then = ", ".join(f"client {place['client']} in round {place['round']}" for place in out[1:FEW])
+    more = f" and {len(out) - FEW} more" if len(out) > FEW else ""
+    return (
+        f"Client {first['client']} runs out in round {first['round']} of {rounds}; from then on it refuses. "
+        f"After it {then}{more}."
+    )
+
+
+def _ok(check: str, reason: str, *, remedy: str = "") -> Finding:
+    return Finding(check=check, severity="ok", reason=reason, remedy=remedy)
+
+
+def _warn(check: str, reason: str, *, remedy: str) -> Finding:
+    return Finding(check=check, severity="warn", reason=reason, remedy=remedy)
 
 
 def _without_privacy() -> Finding:
-    return Finding(
-        check="unit",
-        severity="warn",
-        reason="Without privacy: no noise, no accounts, and no protection of the records.",
+    return _warn(
+        "unit",
+        "Without privacy: no noise, no accounts, and no protection of the records.",
         remedy="Set privacy.unit to 'record' or 'client', and privacy.epsilon.",
     )
 
@@ -304,6 +336,11 @@ def _drowning(scenario: Scenario, plan: Plan, account: Account) -> float:
 
 def _unit(plan: Plan) -> str:
     return plan.accounts[0].event.unit
+
+
+def _size(plan: Plan) -> str:
+    """The key that decides how many units a step sees."""
+    return "server.cohort" if plan.unit == "client" else "training.batch_size"
 
 
 def _units(plan: Plan) -> str:

@@ -18,7 +18,7 @@ INK, FAINT, ACCENT, OTHER = "#010101", "#020202", "#030303", "#040404"  # stand 
 _COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", ACCENT: "var(--accent)", OTHER: "var(--other)"}
 _STYLE = {
     "svg.fonttype": "none",
-    "font.size": 9,
+    "font.size": 9.5,
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -35,36 +35,47 @@ _STYLE = {
     "legend.frameon": False,
     "legend.handlelength": 1.4,
 }
-_WIDE, _HALF = (7.2, 2.6), (3.5, 2.3)  # inches
+_WIDE, _NARROW = (8.4, 3.0), (3.6, 2.5)  # inches
 
 
-def trade_off(name: str, *, rates: Sequence[float], limits: Mapping[str, Sequence[float]], label: str) -> str:
-    """Draw the highest true-positive rates over the rates of false positives; `limits` names one or two curves."""
+def trade_off(
+    name: str,
+    *,
+    rates: Sequence[float],
+    limits: Mapping[str, Sequence[float]],
+    point: tuple[float, float, str],
+    label: str,
+) -> str:
+    """Draw the highest true-positive rates over the rates of false positives, and one point of them with its words."""
     with rc_context(_STYLE | {"svg.hashsalt": name}):
         figure, axes = _axes(_WIDE)
         for (legend, values), (colour, dash) in zip(limits.items(), ((ACCENT, "-"), (OTHER, "--")), strict=False):
             axes.plot(rates, values, dash, color=colour, label=legend)
         axes.plot(rates, rates, ":", color=INK, linewidth=1, label="guessing blindly")
+        axes.plot(*point[:2], "o", color=ACCENT, markersize=5)
+        axes.annotate(point[2], point[:2], xytext=(7, -11), textcoords="offset points", color=ACCENT)
         axes.set(xscale="log", xlim=(rates[0], 1), ylim=(0, 1.02))
         axes.set(xlabel="wrongly accused, of those not in the data", ylabel="recognised, of those in it")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.xaxis.set_major_formatter(lambda rate, _: f"{100 * rate:g}%")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_minor_locator(MaxNLocator(1))
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         return _svg(figure, name, label)
 
 
-def over_rounds(name: str, *, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], axis: str, label: str) -> str:
+def over_rounds(
+    name: str, *, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], axis: str, top: float | None, label: str
+) -> str:
     """Draw figures over the rounds of a run; `lines` names one or two of them."""
     with rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure, axes = _axes(_HALF)
+        figure, axes = _axes(_NARROW)
         for (legend, (rounds, values)), (colour, dash) in zip(
             lines.items(), ((ACCENT, "-"), (OTHER, "--")), strict=False
         ):
             marker = "o" if len(rounds) == 1 else ""
             axes.plot(rounds, values, dash, marker=marker, color=colour, label=legend)
         axes.set(xlabel="round", ylabel=axis)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, top or 1.08 * max(max(values) for _, values in lines.values()) or 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(lines) > 1:
             axes.legend(loc="best")
@@ -74,7 +85,7 @@ def over_rounds(name: str, *, lines: Mapping[str, tuple[Sequence[int], Sequence[
 def spread(name: str, *, values: Sequence[float], axis: str, label: str) -> str:
     """Draw how many accounts lie where."""
     with rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure, axes = _axes(_HALF)
+        figure, axes = _axes(_NARROW)
         axes.hist(values, bins=min(20, max(5, len(set(values)))), color=ACCENT, rwidth=0.92)
         axes.set(xlabel=axis, ylabel="accounts")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -25,7 +25,10 @@ from common.transparency.verification import Balance, balances
 
 FALSE_POSITIVES = 0.01  # at which attacks are compared
 ORGANISATIONS = (1, 2, 3)
-DELTAS = (1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
+DELTAS = (
+    1e-4, 1e-3, 3e-3, 0.006, 0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.13, 0.17, 0.21, 0.26, 0.31, 0.37, 0.43, 0.5, 0.57,
+    0.64, 0.72, 0.8, 0.87, 0.93, 0.97,
+)  # fmt: skip
 
 Pair = tuple[float, float]  # epsilon, delta
 
@@ -216,7 +219,9 @@ def _account(statement: Statement, balance: Balance) -> AccountFacts:
         balance=balance,
         held=_bound(merged(account.held()), delta=terms.delta),
         order=account_order(account),
-        runs=tuple(RunFacts(run=name, entered=run, epsilon=_of_run(account, run)) for name, run in account.runs.items()),
+        runs=tuple(
+            RunFacts(run=name, entered=run, epsilon=_of_run(account, run)) for name, run in account.runs.items()
+        ),
         odds=odds(spent, delta=terms.delta, reported=balance.verdict.reported),
         several=tuple(_several(spent, terms.delta, times) for times in ORGANISATIONS),
         provenances=_provenances(statement, balance.account),

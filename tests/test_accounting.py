@@ -18,11 +18,21 @@ from common.privacy.accounting import (
     check,
     epsilon,
     prv_interval,
+    pure_epsilon,
     refuse_disagreement,
+    renyi_divergences,
     renyi_epsilon,
 )
 from common.privacy.calibration import calibrate
-from common.privacy.events import SampledGaussian, merged
+from common.privacy.events import (
+    FixedSizeGaussian,
+    RandomizedResponse,
+    SampledGaussian,
+    SampledLaplace,
+    TreeGaussian,
+    ZeroConcentrated,
+    merged,
+)
 
 REFERENCE = Path(
     os.environ.get(
@@ -70,6 +80,19 @@ events = st.builds(
     steps=st.integers(1, 200),
     unit=st.sampled_from(["record", "client"]),
 )
+laplaces = st.builds(
+    SampledLaplace,
+    scale=st.integers(5, 200).map(lambda tenths: tenths / 10),
+    sampling_rate=st.sampled_from([Fraction(1), Fraction(1, 4), Fraction(1, 50)]),
+    steps=st.integers(1, 50),
+)
+mixtures = st.lists(st.one_of(events, laplaces), min_size=1, max_size=3).map(tuple)
+strangers = (
+    ZeroConcentrated(rho=0.1),
+    TreeGaussian(noise_multiplier=8.0, leaves=100),
+    FixedSizeGaussian(noise_multiplier=2.0, sample_size=1, source_size=100),
+    RandomizedResponse(noise_parameter=0.5, buckets=3),
+)
 histories = st.lists(events, min_size=1, max_size=3).map(tuple)
 deltas = st.integers(3, 9).map(lambda digits: 10.0**-digits)
 
@@ -110,10 +133,11 @@ def test_many_plain_gaussian_steps_are_one_with_less_noise():
 
 @pytest.mark.parametrize("row", reference_rows())
 def test_pld_matches_the_reference(row):
-    """PLD agrees with every row of the reference file to five digits; the file itself asks for 0.5 %."""
+    """PLD agrees with every row of the reference file to two parts in 1e5; the file itself asks for 0.5 %."""
     spent = epsilon(history_of(row), delta=row["delta"])
     assert [float(event.sampling_rate) for event in history_of(row)] == [s["sampling_rate"] for s in row["segments"]]
-    assert abs(spent / row["expected_add_remove"] - 1) < 1e-5
+    # never below; above by the rounding that is taken off delta: for 4120 steps at delta 1e-9 that is 1.3e-5
+    assert -1e-6 < spent / row["expected_add_remove"] - 1 < 2e-5
 
 
 @pytest.mark.parametrize("row", reference_rows())
@@ -320,3 +344,136 @@ def test_a_silent_accountant_is_named():
     assert (verdict.pld, verdict.rdp) == (0.0, 0.0)
     assert (verdict.prv_low, verdict.prv, verdict.prv_high) == (None, None, None)
     assert verdict.unanswered.startswith("PRV cannot answer: ")
+
+
+@settings(max_examples=12, deadline=None)
+@given(history=mixtures, delta=deltas)
+def test_no_history_costs_more_by_pld_than_by_renyi(history, delta):
+    """Gaussians and Laplace noise of any parameters: PLD is at most 1.001 RDP, and basic composition bounds both."""
+    pld, rdp = epsilon(history, delta=delta), renyi_epsilon(history, delta=delta)
+    assert 0 <= pld <= 1.001 * rdp
+    assert rdp <= pure_epsilon(history)
+
+
+@settings(max_examples=10, deadline=None)
+@given(history=mixtures, more=st.one_of(events, laplaces), delta=deltas, data=st.data())
+def test_mixed_events_never_lower_epsilon_and_have_no_order(history, more, delta, data):
+    """With Laplace noise among the Gaussians too, more never costs less, in whatever order it was done."""
+    before = epsilon(history, delta=delta, grid=COARSE)
+    shuffled = data.draw(st.permutations((*history, more)))
+    assert (
+        before
+        <= epsilon((*history, more), delta=delta, grid=COARSE)
+        == epsilon(tuple(shuffled), delta=delta, grid=COARSE)
+    )
+
+
+@settings(max_examples=5, deadline=None)
+@given(history=mixtures, delta=deltas)
+def test_a_coarser_grid_is_never_below_a_finer_one_for_mixed_events(history, delta):
+    """The coarse grid's figure is an upper bound with Laplace noise too, up to one part in a million."""
+    assert epsilon(history, delta=delta) <= epsilon(history, delta=delta, grid=COARSE) + 1e-6
+
+
+@settings(max_examples=30, deadline=None)
+@given(history=st.lists(st.sampled_from([*strangers, gaussian(2.0, "1/4", 10)]), min_size=1, max_size=4).map(tuple))
+def test_divergences_of_all_kinds_add_up(history):
+    """Whatever the kinds and adjacencies, the divergences of a history are the sum of its events'."""
+    together = sum(renyi_divergences((event,)) for event in history)
+    assert renyi_divergences(history) == pytest.approx(together, rel=1e-12)
+    assert renyi_epsilon(history, delta=1e-5) > 0
+
+
+@pytest.mark.parametrize("stranger", strangers, ids=lambda event: event.mechanism)
+def test_pld_and_prv_say_what_they_do_not_know(stranger):
+    """One event that PLD and PRV do not know silences both, by name, and RDP is reported for the whole history."""
+    history = (gaussian(2.0, "1/4", 10), stranger)
+    verdict = check(history, delta=1e-5)
+    assert (verdict.pld, verdict.prv, verdict.reported_by) == (None, None, "RDP")
+    assert verdict.reported == verdict.rdp == renyi_epsilon(history, delta=1e-5)
+    assert f"PLD cannot answer: it does not know {stranger.mechanism} events" in verdict.unanswered
+    assert "PRV cannot answer: it knows Poisson-sampled Gaussians only" in verdict.unanswered
+    with pytest.raises(AccountingError, match=stranger.mechanism):
+        epsilon(history, delta=1e-5)
+
+
+def test_pld_is_reported_where_it_answers():
+    """The figure of a history that PLD knows is PLD's."""
+    verdict = check((gaussian(2.0, "1/10", 200),), delta=1e-5)
+    assert (verdict.reported, verdict.reported_by) == (verdict.pld, "PLD")
+
+
+def test_rounding_is_taken_off_delta():
+    """At a delta that a million steps' rounding could hide in, PLD refuses; where it answers it is an upper bound."""
+    # 1e6 steps of 1e-16 are 1e-10: more than 0.01 of delta 1e-9, and 1e-5 of delta 1e-5
+    history = (gaussian(200.0, "1/2", 10**6),)
+    with pytest.raises(AccountingError, match="PLD cannot answer: rounding would decide after 1000000 steps"):
+        epsilon(history, delta=1e-9)
+    with pytest.raises(AccountingError, match="PRV cannot answer: rounding would decide after 1000000 steps"):
+        prv_interval(history, delta=1e-9)
+    verdict = check(history, delta=1e-9)
+    assert (verdict.reported_by, verdict.prv) == ("RDP", None)
+
+
+def test_plain_gaussians_are_counted_exactly_however_many():
+    """A trillion steps at sigma a million are one at sigma 1, and so are two different ones whose mu^2 adds up to 1."""
+    one = epsilon((gaussian(1.0),), delta=1e-5)
+    assert epsilon((gaussian(1e6, 1, 10**12),), delta=1e-5) == pytest.approx(one, rel=1e-9)
+    # mu^2 = 0.36 + 0.64
+    assert epsilon((gaussian(1 / 0.6), gaussian(1 / 0.8)), delta=1e-5) == pytest.approx(one, rel=1e-9)
+
+
+def test_prv_refuses_a_domain_that_does_not_fit():
+    """Ten million steps would need a hundred million points: it is said before the memory is taken."""
+    with pytest.raises(AccountingError, match=r"PRV cannot answer: it would need \d+ points and may have 5000000"):
+        prv_interval((gaussian(10.0, "1/100", 10**7),), delta=1e-5)
+
+
+def test_prv_refuses_a_loss_that_its_numbers_cannot_hold():
+    """Where e to the loss overflows, Opacus answers 701 for 1478: it is not asked, and PLD and RDP decide."""
+    verdict = check((gaussian(0.02, "1/10000"),), delta=1e-10)
+    assert verdict.prv is None
+    assert verdict.pld == pytest.approx(1478.46, rel=1e-4)
+    assert "PRV cannot answer: a privacy loss of 1" in verdict.unanswered
+
+
+def test_prv_is_never_negative():
+    """A history that costs nothing at a large delta costs 0 by PRV too, whose estimate falls below 0."""
+    assert prv_interval((gaussian(5.0, "1/10000"),), delta=0.3) == (0.0, 0.0, 0.0)
+    assert check((gaussian(5.0, "1/10000"),), delta=0.3).reported == 0.0
+
+
+@pytest.mark.parametrize("noise", [1e-200, 1e-3])
+def test_next_to_no_noise_is_never_counted_as_little(noise):
+    """With hardly any noise an accountant says that it cannot answer, or a figure in the hundred thousands."""
+    history = (gaussian(noise, "1/2", 2),)
+    verdict = check(history, delta=1e-5)
+    assert verdict.reported > 1e5
+    with pytest.raises(AccountingError, match="PRV cannot answer"):
+        prv_interval(history, delta=1e-5)
+
+
+def test_a_coarser_grid_takes_over_where_the_finer_does_not_fit():
+    """Sigma 0.05, nine times: mu is 60, epsilon over 2,000, and a grid of 1e-4 would need 48 million points."""
+    # Balle and Wang 2018: at delta 1e-10, epsilon = mu^2 / 2 + 6.36 mu - small = 1800 + 381.7
+    assert epsilon((gaussian(0.05, 1, 9),), delta=1e-10) == pytest.approx(2181.68, rel=1e-5)
+
+
+def test_laplace_noise_costs_at_most_its_basic_composition():
+    """Two Laplace releases of scale 2 cost at most 1/2 each, however small delta; at delta 1e-10 nearly that."""
+    history = (SampledLaplace(scale=2.0, sampling_rate=Fraction(1), steps=2),)
+    assert pure_epsilon(history) == 1.0
+    assert 0.999 < epsilon(history, delta=1e-10) <= 1.0
+    assert 0.999 < renyi_epsilon(history, delta=1e-10) <= 1.0
+    assert pure_epsilon((*history, gaussian(1.0))) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("rdp", "prv_low", "words"),
+    [(math.nan, None, "RDP nan"), (0.9, 1.0, r"RDP 0\.900000 is below PRV's 1\.0")],
+)
+def test_renyi_alone_is_checked_too(rdp, prv_low, words):
+    """Where PLD is silent, RDP must be a number, and not below PRV's lower bound."""
+    with pytest.raises(AccountingError, match=rf"Accountants disagree: {words}.*No epsilon is reported\."):
+        refuse_disagreement(Verdict(pld=None, prv_low=prv_low, prv=prv_low, prv_high=prv_low, rdp=rdp))
+    refuse_disagreement(Verdict(pld=None, prv_low=1.0, prv=1.0, prv_high=1.0, rdp=5.0))

@@ -29,9 +29,7 @@ needs_writers = pytest.mark.skipif(
 needs_sms = pytest.mark.skipif(not SMS.is_file(), reason=f"no SMS collection in {DATA}")
 
 
-def scenario(
-    dataset: str, *, path: Path = DATA, partition: str = "iid", privacy: str = 'unit = "none"'
-) -> Scenario:
+def scenario(dataset: str, *, path: Path = DATA, partition: str = "iid", privacy: str = 'unit = "none"') -> Scenario:
     model = 'model = {name = "transformer", tokens = 24, vocabulary = 512}\n' if dataset == "sms-spam" else ""
     return parse(
         f'run = {{name = "x", rounds = 1}}\n{model}'

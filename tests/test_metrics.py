@@ -60,7 +60,7 @@ def test_zeroing_one_unit_moves_the_count_by_at_most_one(by_person):
         keep = units != unit
         others = numbers(*values[keep], units=units[keep].tolist() if by_person else None)
         moves.append(everything - correct(Sign(), others, physical_batch=16))
-    assert 0 <= min(moves)
+    assert min(moves) >= 0
     assert max(moves) <= 1 + 1e-12
     assert max(moves) == pytest.approx(1.0) or by_person
 

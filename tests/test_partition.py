@@ -111,7 +111,9 @@ def written_by(units: list[int]) -> Dataset:
 
 
 @settings(deadline=None)
-@given(units=st.lists(st.integers(-5, 30), min_size=1, max_size=200), clients=st.integers(1, 8), seed=st.integers(0, 99))
+@given(
+    units=st.lists(st.integers(-5, 30), min_size=1, max_size=200), clients=st.integers(1, 8), seed=st.integers(0, 99)
+)
 def test_persons_are_dealt_with_all_their_records(units, clients, seed):
     """Each client has as many persons as the next, each person is with one client and has all its records there."""
     persons = len(set(units))

@@ -77,7 +77,7 @@ def first_accuracy(of: Scenario) -> float:
 def test_a_run_with_noisy_metrics_reports_the_clients_accuracy_and_is_charged_for_it(tmp_path):
     """Each round has a pooled accuracy, each client's epsilon is that of both events, and it keeps to the plan."""
     watcher = Rounds()
-    outcome = simulate(parse(DIGITS), out=tmp_path / "run", watcher=watcher)
+    outcome = simulate(parse(DIGITS), out=tmp_path / "run", watcher=watcher, ledger=None)
     plan = plan_in(tmp_path / "run")
     (account,) = plan.accounts
     assert account.metrics_event is not None
@@ -95,7 +95,7 @@ def test_a_run_with_noisy_metrics_reports_the_clients_accuracy_and_is_charged_fo
 def test_a_run_reports_no_accuracy_of_clients_by_default(tmp_path):
     """The column is there and empty: metrics on private data are withheld."""
     watcher = Rounds()
-    simulate(parse(DIGITS, overrides=["privacy.metrics="]), out=tmp_path / "run", watcher=watcher)
+    simulate(parse(DIGITS, overrides=["privacy.metrics="]), out=tmp_path / "run", watcher=watcher, ledger=None)
     assert [record.client_accuracy for record in watcher.records] == [None] * 4
     assert all(line.endswith(",") for line in (tmp_path / "run" / "rounds.csv").read_text().splitlines()[1:])
 
@@ -121,7 +121,7 @@ def test_writers_lie_with_one_client_each_as_the_plan_declares(tmp_path):
 def test_a_run_that_protects_persons_trains_and_is_charged_for_persons(tmp_path, metrics):
     """A small run of the shipped scenario: every event names persons, and epsilon is that of the plan."""
     watcher = Rounds()
-    outcome = simulate(writers(f"privacy.metrics={metrics}"), out=tmp_path / "run", watcher=watcher)
+    outcome = simulate(writers(f"privacy.metrics={metrics}"), out=tmp_path / "run", watcher=watcher, ledger=None)
     plan = plan_in(tmp_path / "run")
     (account,) = plan.accounts
     assert {event.unit for event in account.events} == {"person"}

@@ -164,7 +164,10 @@ def test_persons_are_planned_like_records_and_named_in_the_event():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.batch_size=135", "training.batch_size: expected at most the 134 persons of the smallest client, got"),
+        (
+            "training.batch_size=135",
+            "training.batch_size: expected at most the 134 persons of the smallest client, got",
+        ),
         ("privacy.delta=8e-3", "privacy.delta: expected at most 1/134 = 0.00746 for 134 persons, got 0.008"),
     ],
 )
@@ -224,7 +227,9 @@ def test_calibration_leaves_room_for_the_metrics():
 
 def test_metrics_that_leave_nothing_to_train_with_are_refused():
     """Six counts at noise 1 alone spend more than 2: both figures, and what to do."""
-    words = r"^The metrics of 6 rounds alone need epsilon 1\d\.\d+ and privacy\.epsilon is 2\.000\. Raise privacy\.metri"
+    words = (
+        r"^The metrics of 6 rounds alone need epsilon 1\d\.\d+ and privacy\.epsilon is 2\.000\. Raise privacy\.metri"
+    )
     with pytest.raises(PlanRefusedError, match=words):
         plan_of(*CALIBRATED, "privacy.metrics=noisy", "privacy.metrics_noise_multiplier=1.0")
 

@@ -21,7 +21,6 @@ from client.policy import (
     Limits,
     ModelName,
     Policy,
-    Proposal,
     describe,
     in_words,
     largest_posterior,
@@ -29,6 +28,8 @@ from client.policy import (
     parse,
     starter,
 )  # fmt: skip
+from client.proposals import Proposal
+from client.proposals import objections as objections_to
 from common.errors import BadInputError, PolicyError
 from common.model_tables import Cnn, CnnOpacus, Transformer
 from common.privacy.accounting import epsilon
@@ -444,7 +445,7 @@ def test_no_two_of_the_changes_share_a_digest():
 
 def test_a_proposal_within_the_policy_is_accepted():
     """What is inside every limit meets no objection."""
-    assert parse(POLICY).objections(PROPOSAL) == ()
+    assert objections_to(parse(POLICY), PROPOSAL) == ()
 
 
 def test_a_proposal_at_every_limit_is_accepted():
@@ -455,7 +456,7 @@ def test_a_proposal_at_every_limit_is_accepted():
         "limits.min_cohort": 10, "limits.models": ["cnn"], "limits.code": [DIGEST],
         "budget.epsilon_per_run": spent, "data.records": 100,  # q = 1/100
     }  # fmt: skip
-    assert variant(at_the_edge).objections(PROPOSAL) == ()
+    assert objections_to(variant(at_the_edge), PROPOSAL) == ()
 
 
 @pytest.mark.parametrize("allowed", OPENNESS)
@@ -463,7 +464,7 @@ def test_metrics_as_open_as_allowed_or_less_are_accepted(allowed):
     """What is allowed includes what is more closed."""
     for metrics in OPENNESS[: OPENNESS.index(allowed) + 1]:
         proposal = replace(PROPOSAL, metrics=metrics, metrics_event=NOISED if metrics == "noisy" else None)
-        assert variant({"limits.metrics": allowed}).objections(proposal) == ()
+        assert objections_to(variant({"limits.metrics": allowed}), proposal) == ()
 
 
 NOT_COSIGNED = (
@@ -493,7 +494,7 @@ ALONE = [
 @pytest.mark.parametrize(("changes", "proposed", "words"), ALONE, ids=[words[:50] for _, _, words in ALONE])
 def test_what_is_outside_in_one_point_meets_that_one_objection(changes, proposed, words):
     """One step beyond a limit is told by name, expected and got, and nothing else is."""
-    assert variant(changes).objections(replace(PROPOSAL, **proposed)) == (words,)
+    assert objections_to(variant(changes), replace(PROPOSAL, **proposed)) == (words,)
 
 
 @pytest.mark.parametrize(
@@ -507,7 +508,7 @@ def test_what_is_outside_in_one_point_meets_that_one_objection(changes, proposed
 )
 def test_another_kind_of_event_meets_one_objection(event, words):
     """The unit and the denominator of the sampling rate are the policy's."""
-    (objection,) = parse(POLICY).objections(with_event(**event))
+    (objection,) = objections_to(parse(POLICY), with_event(**event))
     assert objection.startswith(words)
 
 
@@ -521,24 +522,24 @@ class Exchanged(SampledGaussian):
 def test_another_adjacency_meets_one_objection():
     """Neighbours of the proposal are those of the policy."""
     exchanged = Exchanged(noise_multiplier=1.0, sampling_rate=Fraction(1, 100), steps=40)
-    (objection,) = parse(POLICY).objections(replace(PROPOSAL, event=exchanged))
+    (objection,) = objections_to(parse(POLICY), replace(PROPOSAL, event=exchanged))
     assert objection == "adjacency: expected zero-out, got replace-one"
 
 
 def test_a_policy_for_persons_accepts_its_own_column_only():
     """The same unit by another column protects somebody else."""
     persons = replace(with_event(unit="person"), unit_column="patient_id")
-    assert variant(BY_PERSON).objections(persons) == ()
-    assert variant(BY_PERSON).objections(replace(persons, unit_column="ward")) == (
+    assert objections_to(variant(BY_PERSON), persons) == ()
+    assert objections_to(variant(BY_PERSON), replace(persons, unit_column="ward")) == (
         "unit: expected person by column 'patient_id', got person by column 'ward'",
     )
-    assert len(variant(BY_PERSON).objections(replace(persons, unit_column=None))) == 1
+    assert len(objections_to(variant(BY_PERSON), replace(persons, unit_column=None))) == 1
 
 
 @pytest.mark.parametrize("rate", [Fraction(1, 6000), Fraction(1), Fraction(7, 6000), Fraction(1, 2)])
 def test_a_whole_number_of_the_records_is_a_sampling_rate(rate):
     """Some of 6000 records, k of them, in lowest terms or not, fits the declared number."""
-    objections = variant({"budget.epsilon": 1e6}).objections(with_event(sampling_rate=rate, noise_multiplier=100.0))
+    objections = objections_to(variant({"budget.epsilon": 1e6}), with_event(sampling_rate=rate, noise_multiplier=100.0))
     assert objections == ()
 
 
@@ -546,8 +547,8 @@ def test_epsilon_of_all_reserved_participations_is_what_counts():
     """One participation more than the limit allows is outside, although each alone is inside."""
     spent = epsilon((EVENT.times(12),), delta=1e-6)
     policy = variant({"budget.epsilon_per_run": spent})
-    assert policy.objections(PROPOSAL) == ()
-    (objection,) = policy.objections(replace(PROPOSAL, participations=13))
+    assert objections_to(policy, PROPOSAL) == ()
+    (objection,) = objections_to(policy, replace(PROPOSAL, participations=13))
     assert objection.startswith(f"epsilon: expected at most {spent} a run, got 1.")
     assert objection.endswith(" for 13 times 40 steps at delta 1e-06")
 
@@ -555,14 +556,14 @@ def test_epsilon_of_all_reserved_participations_is_what_counts():
 def test_epsilon_one_rounding_step_above_the_limit_is_outside():
     """The comparison is exact."""
     spent = epsilon((EVENT.times(12),), delta=1e-6)
-    (objection,) = variant({"budget.epsilon_per_run": math.nextafter(spent, 0)}).objections(PROPOSAL)
+    (objection,) = objections_to(variant({"budget.epsilon_per_run": math.nextafter(spent, 0)}), PROPOSAL)
     assert objection.startswith("epsilon: expected at most ")
 
 
 def test_epsilon_is_that_of_one_run_and_of_the_policys_delta():
     """A smaller delta of the policy makes the same proposal cost more."""
     spent = epsilon((EVENT.times(12),), delta=1e-6)
-    (objection,) = variant({"budget.epsilon_per_run": spent, "budget.delta": 1e-7}).objections(PROPOSAL)
+    (objection,) = objections_to(variant({"budget.epsilon_per_run": spent, "budget.delta": 1e-7}), PROPOSAL)
     assert objection.endswith("at delta 1e-07")
 
 
@@ -578,7 +579,7 @@ HOPELESS = [
 @pytest.mark.parametrize(("proposal", "words"), HOPELESS)
 def test_what_the_accountant_cannot_count_is_outside(proposal, words):
     """Numbers beyond all use meet an objection, no stray error and no full memory."""
-    objections = parse(POLICY).objections(proposal)
+    objections = objections_to(parse(POLICY), proposal)
     assert objections[-1].startswith(f"epsilon: expected at most 8.0 a run, got {words}")
 
 
@@ -588,14 +589,14 @@ def test_noised_metrics_are_counted():
     training = epsilon((EVENT.times(12),), delta=1e-6)
     both = epsilon((EVENT.times(12), NOISED.times(12)), delta=1e-6)
     policy = {"limits.metrics": "noisy"}
-    assert variant(policy | {"budget.epsilon_per_run": both}).objections(measured) == ()
-    (objection,) = variant(policy | {"budget.epsilon_per_run": training}).objections(measured)
+    assert objections_to(variant(policy | {"budget.epsilon_per_run": both}), measured) == ()
+    (objection,) = objections_to(variant(policy | {"budget.epsilon_per_run": training}), measured)
     assert objection.startswith("epsilon: expected at most")
 
 
 def test_noised_metrics_that_nobody_counts_are_outside():
     """A proposal of noised metrics that does not say what they cost is refused."""
-    assert variant({"limits.metrics": "noisy"}).objections(replace(PROPOSAL, metrics="noisy")) == (
+    assert objections_to(variant({"limits.metrics": "noisy"}), replace(PROPOSAL, metrics="noisy")) == (
         "metrics_event: expected what the noised metrics cost, got none",
     )
 
@@ -609,7 +610,7 @@ def test_every_reason_is_given():
     })  # fmt: skip
     event = Exchanged(noise_multiplier=1.0, sampling_rate=Fraction(1, 100), steps=40, unit="client")
     outside = replace(PROPOSAL, event=event, metrics="noisy")
-    names = [objection.partition(":")[0] for objection in policy.objections(outside)]
+    names = [objection.partition(":")[0] for objection in objections_to(policy, outside)]
     assert names == [
         "unit", "adjacency", "sampling_rate", "noise_multiplier", "max_grad_norm", "steps",
         "model", "cohort", "metrics", "metrics_event", "code", "witness", "epsilon",

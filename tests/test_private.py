@@ -272,7 +272,7 @@ def test_nothing_of_an_earlier_client_is_left_in_the_resident_model():
     assert all(p.grad is None and p.grad_sample is None and p.summed_grad is None for p in model.parameters())
 
 
-# --- persons with several records --------------------------------------------------------------------------------------
+# --- persons with several records -------------------------------------------------------------------------------------
 
 
 def of_persons(shard: Shard, *units: int) -> Shard:
@@ -317,9 +317,7 @@ def test_the_sum_of_persons_is_that_of_plain_gradients(name):
         assert gradient.norm() > 0.3, "clipping is active"
         expected = expected - gradient * 0.3 / gradient.norm() / 5
     for physical_batch in (2, 5, 100):
-        moved = take(
-            build(config, TASKS[task], seed=1), shard, clip=0.3, batch_size=5, physical_batch=physical_batch
-        )
+        moved = take(build(config, TASKS[task], seed=1), shard, clip=0.3, batch_size=5, physical_batch=physical_batch)
         torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -332,9 +330,7 @@ def test_zeroing_one_person_moves_the_sum_by_at_most_the_bound():
     moves = []
     for person in range(3):
         keep = owners != person
-        others = Shard(
-            features_ND=shard.features_ND[keep], labels_N=shard.labels_N[keep], units_N=owners[keep]
-        )
+        others = Shard(features_ND=shard.features_ND[keep], labels_N=shard.labels_N[keep], units_N=owners[keep])
         without = take(build(config, TASKS[task], seed=1), others, clip=0.5, batch_size=1)
         moves.append((with_all - without).norm().item())
     assert max(moves) <= 0.5 * (1 + 1e-5)

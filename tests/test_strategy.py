@@ -260,7 +260,7 @@ def test_private_orders_name_the_protection(tmp_path):
     assert dict(client.asked[0]) == {"run": "r", "round": 1, "attempt": 1, "client": 0, "max-update-norm": "1.0"}
 
 
-# --- metrics of the clients --------------------------------------------------------------------------------------------
+# --- metrics of the clients -------------------------------------------------------------------------------------------
 
 
 def metered(of: Scenario, noise_multiplier: float = 2.0) -> Plan:
@@ -318,9 +318,7 @@ def test_an_accuracy_is_between_0_and_1(tmp_path, count, accuracy):
 def test_a_bad_count_is_not_pooled_and_its_sender_is_named(tmp_path, count, word):
     """Client 1's reply is refused with its update; the pool is that of the other 70 records: 35 of them."""
     of = scenario("server.evaluate_every=9", unit="record", rounds=2)
-    weights, (record,) = run(
-        tmp_path, of, lambda m: counting(m, 5.0, count, 10.0, 20.0), planned=metered(of), rounds=1
-    )
+    weights, (record,) = run(tmp_path, of, lambda m: counting(m, 5.0, count, 10.0, 20.0), planned=metered(of), rounds=1)
     assert record.refused == ((1, word),)
     assert record.client_accuracy == pytest.approx(0.5)
     np.testing.assert_array_equal(weights, first_weights(of).numpy() + mean(0, 2, 3))

@@ -102,7 +102,7 @@ def test_parallel_run_is_bit_equal_to_a_sequential_one(tmp_path):
                 'model = {name = "cnn", channels = [8, 16, 16], dense = 32}\ntraining = {batch_size = 16}\n'
                 f'privacy = {{unit = "none"}}\nengine = {{kind = "{kind}", workers = 2, device = "cpu"}}'
             )
-            simulate(scenario, out=tmp_path / kind, watcher=Observer())
+            simulate(scenario, out=tmp_path / kind, ledger=None, watcher=Observer())
     finally:
         torch.set_num_threads(threads)
     one, other = (load_file(tmp_path / kind / "model.safetensors") for kind in ("sequential", "parallel"))

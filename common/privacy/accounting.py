@@ -214,6 +214,7 @@ def prv_interval(history: History, *, delta: float) -> tuple[float, float, float
     Edge cases:
         nothing, or an event that is not Gaussian    raises AccountingError
         a domain of more than five million points    raises AccountingError
+        a privacy loss of more than 700              raises AccountingError: its exponential is no float
         more sampled steps than 1e14 delta           raises AccountingError: rounding would decide
         bounds that are not in order, or not finite  raises AccountingError
 
@@ -256,11 +257,13 @@ def _opacus(steps: list[tuple[float, float, int]], delta: float) -> tuple[float,
         )
         if domain.size > LARGEST_DOMAIN:
             raise ValueError(f"it would need {domain.size} points and may have {LARGEST_DOMAIN}")
+        if domain.t_max > LARGEST_EXPONENT:
+            raise ValueError(f"a privacy loss of {domain.t_max:.0f} is too large for its numbers")
         distribution = accountant._get_dprv(eps_error=PRV_ERROR, delta_error=delta / 1000)  # noqa: SLF001 - its bounds
         low, middle, high = (float(x) for x in distribution.compute_epsilon(delta, delta / 1000, PRV_ERROR))
     if not low <= middle <= high < math.inf:
         raise ValueError(f"its bounds are not in order: {low}, {middle}, {high}")
-    return max(low, 0.0), middle, high
+    return max(low, 0.0), max(middle, 0.0), max(high, 0.0)  # epsilon is not negative, its estimate may be
 
 
 def _plain_gaussian(events: tuple[Any, ...]) -> tuple[float | None, tuple[Any, ...]]:
@@ -336,7 +339,7 @@ def _one_step(mechanism: str, noise: float, sampling_rate: float, grid: float) -
             return pld.from_laplace_mechanism(
                 noise, sampling_prob=sampling_rate, value_discretization_interval=grid, use_connect_dots=True
             )
-        _refuse_long((20 * mu + (mu * mu if sampling_rate < 1 else 0)) / grid)  # ten deviations either side
+        _refuse_long((20 * mu + mu * mu) / grid)  # both neighbours, ten deviations either side
         return pld.from_gaussian_mechanism(
             noise, sampling_prob=sampling_rate, value_discretization_interval=grid, use_connect_dots=True
         )
@@ -365,7 +368,7 @@ def _one_divergence(event: Event) -> npt.NDArray[np.float64]:
 
 def _in_their_words(event: Event) -> Any:
     """One step as an event of dp-accounting."""
-    import dp_accounting as dp
+    from dp_accounting import dp_event as dp
 
     words: Any
     match event:

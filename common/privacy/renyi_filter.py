@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
+from common.errors import AccountingError
 from common.privacy.accounting import COARSE, FINE, RDP_ORDERS, check_delta, epsilon, renyi_divergences
 from common.privacy.events import History
 
@@ -113,15 +114,22 @@ def admissible_by_pld(past: History, participation: History, *, wanted: int, bud
     Edge cases:
         a past beyond the budget            0
         a participation without events      all of them
+        too many steps for PLD to count     as many as it can count
 
     Raises:
         AccountingError: when PLD cannot answer for these events.
     """
+    if not participation:
+        return wanted
+    epsilon(_after(past, participation, 1), delta=delta, grid=COARSE)  # raises when PLD does not know the events
 
     def fits(times: int, grid: float) -> bool:
-        return times == 0 or epsilon(_after(past, participation, times), delta=delta, grid=grid) <= budget
+        try:
+            return times == 0 or epsilon(_after(past, participation, times), delta=delta, grid=grid) <= budget
+        except AccountingError:  # too long to be counted, so too long to be admitted
+            return False
 
-    if not participation or fits(wanted, FINE):
+    if fits(wanted, FINE):
         return wanted
     low = _last(lambda times: fits(times, COARSE), 0, wanted)  # the coarse grid overstates, so that this many do fit
     if not fits(low, FINE):

@@ -88,8 +88,10 @@ class Log:
                 raise
 
     def _add(self, entry: Entry) -> None:
-        body = to_bytes(entry)
         try:
+            body = to_bytes(entry)
+            if from_bytes(body) != entry:
+                raise ValueError("it would not read back as what it is")  # noqa: TRY301 - refused as all below
             self.books.apply(entry)
         except ValueError as error:
             raise LedgerError(f"{self.path}: entry {entry.sequence} cannot be written: {error}.") from error
