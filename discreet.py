@@ -1,4 +1,7 @@
-"""The command line: one verb per job; each verb imports its room when it is called."""
+"""The command line: one verb per job; each verb imports its room when it is called.
+
+Long, because it is nothing but the list of verbs and their options, and a list is read best in one place.
+"""
 
 import json
 import sys
@@ -124,14 +127,14 @@ def epsilon(
     as_json: AsJson = False,
 ) -> None:
     """Compute epsilon of a history, by three accountants."""
-    from simulations import planning
+    from simulations import epsilon_query
 
-    history = planning.history(segments, noise_multiplier, sampling_rate, steps)
-    verdict = planning.verdict(history, delta=delta)
+    history = epsilon_query.history(segments, noise_multiplier, sampling_rate, steps)
+    verdict = epsilon_query.verdict(history, delta=delta)
     if as_json:
         typer.echo(json.dumps(verdict))
     else:
-        planning.show_verdict(verdict)
+        epsilon_query.show_verdict(verdict)
 
 
 @app.command(epilog="Example: discreet bench engine --json")

@@ -69,7 +69,7 @@ class RunFailedError(DiscreetError):
 
 
 class BudgetSpentError(RunFailedError):
-    """Nobody may train any more: the budgets are spent. The model of the last whole round is saved."""
+    """Nobody who was asked may train any more: the budgets are spent. The model of the last whole round is saved."""
 
 
 class RefusedError(DiscreetError):

@@ -57,7 +57,9 @@ class Attempts:
             return
         account, (planned,) = population_account(self._scenario), self._plan.accounts
         with closing(Ledger(self._folder.path / "ledger.db")) as self._ledger:
-            self._ledger.open_accounts(terms_of(self._scenario, self._plan))
+            known = self._ledger.books.accounts.get(account)
+            if known is None or self._plan.run not in known.runs:  # a run that resumes leaves the terms as they are
+                self._ledger.open_accounts(terms_of(self._scenario, self._plan))
             share = Share(events=planned.events, wanted=planned.reserved)
             self._ledger.begin_run(self._plan.run, {account: share})
             yield

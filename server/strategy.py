@@ -140,7 +140,7 @@ class PrivateAveraging(Strategy):
                 total.skip(client)
             self._observer.client_done()
         self._refused += [(client, Refusal.NO_ANSWER.value) for client in sorted(missing)]
-        if self._replies < self._scenario.server.min_replies:
+        if self._replies < self._scenario.server.min_replies or self._all_spent():
             return None, None
         sum_P = total.result()
         if self._plan.unit == "client":
@@ -189,7 +189,7 @@ class PrivateAveraging(Strategy):
         while not self._attempted(grid, number, timeout_s=timeout_s):
             log.warning("round %d lost: %d replies; refused: %s", number, self._replies, _few(self._refused))
             self._attempts.lose()
-            if self._refused and all(word == Refusal.BUDGET_SPENT.value for _, word in self._refused):
+            if self._all_spent():
                 raise BudgetSpentError(f"Round {number}: all {len(self._refused)} clients said budget-spent. {SPENT}")
         self._attempts.commit()
         is_last = number == self._scenario.run.rounds
@@ -210,6 +210,11 @@ class PrivateAveraging(Strategy):
         self._folder.save(number, self._model.state())
         self._observer.round_done(record)
         return record
+
+    def _all_spent(self) -> bool:
+        """Whether everybody who was asked has nothing left: asking again would change nothing."""
+        words = {word for _, word in self._refused}
+        return self._plan.unit == "record" and not self._replies and words == {Refusal.BUDGET_SPENT.value}
 
     def _evaluate_late(self) -> None:
         """Measure the last whole round of this process, which was not known to be the last."""

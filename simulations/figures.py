@@ -62,7 +62,9 @@ def write_clients(
 ) -> tuple[list[float], list[float]]:
     """Write clients.csv and events.jsonl from the ledger; return each account's epsilon, of this run and in all."""
     if plan.unit == "none":
-        plain = [{"client": client, "records": n, "refusals": refusals[client]} for client, n in enumerate(plan.records)]
+        plain = [
+            {"client": client, "records": n, "refusals": refusals[client]} for client, n in enumerate(plan.records)
+        ]
         write_whole(folder / "clients.csv", pd.DataFrame(plain, columns=list(COLUMNS)).to_csv(index=False))
         return [], []
     statement = read(folder / "ledger.db")

@@ -1,21 +1,30 @@
 """`discreet bench ledger`: what keeping the budget costs, and how long a stranger needs to check it."""
 
+import itertools
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from common.config import dump, parse
 from common.ledger import Ledger, Share
 from common.messages import Order, Refusal
+from common.privacy.accounts import account_names, terms_of
 from common.privacy.events import History, SampledGaussian
+from common.privacy.plan import Plan
 from common.transparency import export
 from common.transparency.drafts import Charge
 from common.transparency.entries import Terms
 from common.transparency.verification import verify
+from simulations import bench_work as work
+from simulations.single_plan import plan_of
 
 ACCOUNTS, HISTORIES, ROUNDS = 10_000, 20, 4  # 10,000 x (GENESIS, plan, 4 x (RESERVE, COMMIT)) = 100,000 entries
 ORDERS = 200
@@ -62,6 +71,66 @@ def verify_s(repeats: int) -> dict[str, Any]:
             verify(export.read(path), key=ledger.key)
             figures.append(time.perf_counter() - started)
     return _figure(figures, target=VERIFY_TARGET_S)
+
+
+def round_ratio(repeats: int) -> dict[str, Any]:
+    """Seconds of a private round of all clients, with a ledger and without, in turns on the same workers."""
+    from client.budget import Budget, agreements
+    from simulations.engine.grid import InProcessGrid
+    from simulations.engine.workers import Workers
+
+    scenario = parse(work.TEXT + "privacy = {noise_multiplier = 1.0, budget = 1000.0}", overrides=["run.rounds=100"])
+    plan = plan_of(scenario, records=[work.RECORDS] * work.CLIENTS)
+    with tempfile.TemporaryDirectory() as name, closing(Ledger.create(Path(name) / "ledger.db")) as book:
+        work.write_clients(Path(name))
+        budget = Budget(book, run=plan.run, agreements=agreements(plan, account_names(scenario, plan)))
+        budget.begin(terms_of(scenario, plan))
+        workers = Workers("client.app:app", {"scenario": dump(scenario)}, count=os.cpu_count() or 1)
+        try:
+            workers.wait()
+            numbers = itertools.count(1)
+            contestants = [
+                _private_round(
+                    InProcessGrid(clients=work.CLIENTS, executor=workers, node_config=work.node(name), budget=kept),
+                    plan,
+                    numbers,
+                )
+                for kept in (budget, Free())
+            ]
+            pairs = work.alternate(contestants, repeats)
+        finally:
+            workers.close()
+    return work.ratio(pairs, target=1.05, at_least=False)
+
+
+def _private_round(grid: Any, plan: Plan, numbers: Iterator[int]) -> Callable[[], float]:
+    """A turn of one private round of all clients; its seconds."""
+    from server.exchange import order_message, weights_record
+
+    arrays = weights_record(work.order(parse(work.TEXT + 'privacy = {unit = "none"}'), 0, None).weights_P)
+
+    def turn() -> float:
+        number = next(numbers)
+        orders = [
+            Order(
+                run=plan.run,
+                round=number,
+                attempt=1,
+                client=client,
+                weights_P=np.zeros(0, np.float32),
+                mechanism=plan.mechanism(client),
+            )
+            for client in range(work.CLIENTS)
+        ]
+        messages = [order_message(o, arrays=arrays, node=o.client + 1, ttl_s=600.0) for o in orders]
+        started = time.perf_counter()
+        replies = list(grid.send_and_receive(messages))
+        seconds = time.perf_counter() - started
+        if any(reply.has_error() for reply in replies):
+            raise RuntimeError("a client failed: the figure would mean nothing")
+        return seconds
+
+    return turn
 
 
 @contextmanager

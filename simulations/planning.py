@@ -15,7 +15,7 @@ because what is asked of a ledger and how it is shown stand beside each other.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,28 +26,12 @@ from common.config import Scenario
 from common.privacy.events import ADJACENCY
 from common.privacy.plan import Account, Plan
 from simulations import preflight
-from simulations.epsilon_query import history, in_words, show_verdict, verdict, verdict_of
+from simulations.epsilon_query import in_words, verdict_of
 from simulations.single_plan import check_plan, plan_of
 
 if TYPE_CHECKING:
     from common.transparency.books import Books
 
-__all__ = ["history", "report", "show", "show_verdict", "verdict"]  # three of them for `discreet epsilon`
-
-FEW = 3  # clients that are named
-LISTED = 10  # clients that run out and are listed; the others are counted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exhaustion:
-    """Who is asked more often than the ledger admits, when no round is lost.
-
-    Args:
-        runs_out: client and first round that it refuses, the earliest first; under unit `client` all share one account.
-        last_possible_round: the last round in which enough of the cohort may train, 0 when there is none.
-    """
-
-    runs_out: tuple[tuple[int, int], ...]
     last_possible_round: int
 
 
@@ -91,7 +75,7 @@ def report(
     found = preflight.findings(scenario, plan)
     if ledger is not None:
         seen = preview(ledger, scenario, plan)
-        found.append(preflight.ledger(seen, rounds=scenario.run.rounds))
+        found.insert(0, preflight.ledger(seen, rounds=scenario.run.rounds))
         table["ledger"] = seen | {"runs_out": seen["runs_out"][:LISTED]}
     if trials is not None or trade_off or plot is not None:
         from simulations import tradeoff
@@ -199,8 +183,11 @@ def show(table: Mapping[str, Any]) -> None:
             f"{account['epsilon']:.3f}", f"{account['epsilon_reserved']:.3f}",
         )  # fmt: skip
     console.print(grid)
-    unit = "record" if table["unit"] == "record" else "client, with all its records"
-    console.print(f"Each ε protects one {unit}, at δ = {table['delta']:g}, {table['adjacency']} adjacency.")
+    unit, metrics = table["accounts"][0]["protects"], table["accounts"][0]["metrics_noise_multiplier"]
+    whole = "" if unit == "record" else ", with all its records"
+    console.print(f"Each ε protects one {unit}{whole}, at δ = {table['delta']:g}, {table['adjacency']} adjacency.")
+    if metrics is not None:
+        console.print(f"In it is the count, with noise {metrics:g}, that each client releases in a round.")
     if table["budget"] is not None:
         console.print(f"Budget: {table['budget']:g}.")
     for account in table["accounts"]:
@@ -221,7 +208,7 @@ def _show_ledger(console: Any, ledger: Mapping[str, Any]) -> None:
 
     title = f"Ledger {ledger['path']}" + (" is not there yet: a fresh one" if ledger["is_fresh"] else "")
     grid = Table(title=title, title_justify="left", caption_justify="left")
-    grid.caption = "The filter decides from an account's second run on, PLD (ε) on the first; 'before' has open runs."
+    grid.caption = "From an account's second run on the filter decides, before that ε (PLD). Open runs count in full."
     for heading in ("clients", "ε before", "filter before", "admitted", "ε after", "filter after", "budget", "gate"):
         grid.add_column(heading, justify="left" if heading in {"clients", "gate"} else "right")
     for figures, alike in groupby(sorted(ledger["accounts"], key=_figures), key=_figures):

@@ -27,21 +27,12 @@ from common.transparency.entries import Terms
 from common.transparency.export import SQLITE, read
 from common.transparency.verification import Balance
 from simulations import report_charts as charts
-from simulations.report_facts import FALSE_POSITIVES, LedgerFacts, epsilons_of, facts, most_hits
+from simulations.report_facts import FALSE_POSITIVES, LedgerFacts, Odds, epsilons_of, facts, left_of
 
 TOP = 20  # accounts that are shown one by one
 START = b"<!doctype html>"
 _EXPORT = b'{"checkpoint":'
 _MANY = 8  # accounts from which on their spread is drawn
-_RATES = [10 ** (exponent / 20) for exponent in range(-60, 1)]  # of false positives, from 0.1 %
-_SERIES = (
-    ("accuracy", "accuracy", "Accuracy on public test data", 1.0),
-    ("f1", "F1", "F1 on public test data", 1.0),
-    ("loss", "loss", "Loss on public test data", None),
-    ("epsilon_max", "ε", "ε of this run so far, the largest of any account", None),
-)  # column of rounds.csv, axis, caption, top of the axis
-
-
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -53,6 +44,7 @@ class Course:
         scenario: what was to be done.
         plan: what was to be spent.
         rounds: a line a round, as in rounds.csv; None before the first.
+        done: how many rounds are.
         attempts: how many rounds were begun, those that were lost included.
         refused: orders that clients turned down, or None where that is not for every reader.
     """
@@ -60,13 +52,9 @@ class Course:
     scenario: Scenario
     plan: Plan
     rounds: pd.DataFrame | None
+    done: int
     attempts: int
     refused: int | None
-
-    @property
-    def done(self) -> int:
-        """How many rounds are done."""
-        return 0 if self.rounds is None else len(self.rounds)
 
 
 def write(source: Path, *, out: Path | None = None) -> Path:
@@ -74,12 +62,12 @@ def write(source: Path, *, out: Path | None = None) -> Path:
 
     Raises:
         BadInputError: `source` is none of these, or `out` cannot be written, or is a file that is no report.
-        LedgerError: the ledger is not whole; there is no page of it.
+        LedgerError: the ledger is not whole; no page of it is made.
     """
     beside = source / "report.html" if source.is_dir() else source.with_name(f"{source.name}.report.html")
     path = out or beside
     _refuse_other_file(path)
-    page = render(source)
+    page = render(source)  # before anything is written
     try:
         write_whole(path, page)
     except OSError as error:
@@ -101,9 +89,10 @@ def render(source: Path) -> str:
             ledger=ledger,
             spread=_spread(ledger, course),
             groups=[] if ledger is None else _groups(ledger),
-            drawn=_charts(course),
-            trade_off=None if ledger is None else _trade_off(ledger),
+            drawn=[] if course is None or course.rounds is None else _safe(charts.of_rounds(course.rounds)),
+            trade_off=None if ledger is None else _trade_off(ledger.account.odds),
             false_positives=FALSE_POSITIVES,
+            left_of=left_of,
             top=TOP,
             version=version("discreet"),
         )
@@ -148,6 +137,7 @@ def _course(folder: Path) -> Course:
             scenario=load(folder / "scenario.toml"),
             plan=plan,
             rounds=rounds,
+            done=0 if rounds is None else len(rounds),
             attempts=len(attempts.read_text().splitlines()) if attempts.exists() else 0,
             refused=None if is_secret or clients is None else int(clients["refusals"].sum()),
         )
@@ -168,11 +158,11 @@ def _spread(ledger: LedgerFacts | None, course: Course | None) -> dict[str, Any]
     values = (
         [balance.verdict.reported for balance in ledger.balances] if run is None else epsilons_of(ledger.statement, run)
     )
-    if not values:
+    table = pd.Series(values, dtype=float)
+    if table.empty:
         return None
-    table = pd.Series(sorted(values))
     quantiles = {share: table.quantile(share, interpolation="higher") for share in (0, 0.25, 0.5, 0.75, 1)}
-    label = f"How ε is spread over {len(values)} accounts: from {values and min(values):.3f} to {max(values):.3f}"
+    label = f"How ε is spread over {len(values)} accounts: from {min(values):.3f} to {max(values):.3f}"
     is_drawn = len(values) >= _MANY and max(values) > min(values)
     drawn = Markup(charts.spread("spread", values=values, axis="ε", label=label)) if is_drawn else None  # noqa: S704 - our own drawing, escaped
     return {"of_run": run is not None, "accounts": len(values), "quantiles": quantiles, "drawn": drawn}
@@ -189,46 +179,13 @@ def _groups(ledger: LedgerFacts) -> list[tuple[Balance, Terms, int]]:
     return list(groups.values())
 
 
-def _charts(course: Course | None) -> list[tuple[Markup, str]]:
-    """A chart and its caption for each figure that the rounds have."""
-    if course is None or course.rounds is None:
-        return []
-    drawn = []
-    for column, axis, caption, top in _SERIES:
-        lines = _lines(course.rounds, column)
-        if lines:
-            rounds, values = next(iter(lines.values()))
-            label = f"{caption}: {values[0]:.4g} in round {rounds[0]}, {values[-1]:.4g} in round {rounds[-1]}."
-            svg = charts.over_rounds(f"rounds-{column}", lines=lines, axis=axis, top=top, label=label)
-            drawn.append((Markup(svg), label))  # noqa: S704 - our own drawing, escaped
-    return drawn
+def _safe(drawn: list[tuple[str, str]]) -> list[tuple[Markup, str]]:
+    return [(Markup(svg), caption) for svg, caption in drawn]  # noqa: S704 - our own drawing, escaped
 
 
-def _lines(rounds: pd.DataFrame, column: str) -> dict[str, tuple[list[int], list[float]]]:
-    """What to draw of a column, and with the accuracy that of the clients' own records."""
-    names = {column: "public test data"}
-    if column == "accuracy":
-        names["client_accuracy"] = "clients' records, noised"
-    lines = {}
-    for name, legend in names.items():
-        if name in rounds and rounds[name].notna().any():
-            known = rounds[rounds[name].notna()]
-            lines[legend] = (known["round"].astype(int).tolist(), known[name].astype(float).tolist())
-    return lines
-
-
-def _trade_off(ledger: LedgerFacts) -> Markup:
-    odds = ledger.account.odds
-    limits = {
-        "from all that was done": [most_hits(odds.pairs, rate) for rate in _RATES],
-        "from ε and δ alone": [most_hits(odds.pairs[:1], rate) for rate in _RATES],
-    }
-    point = (FALSE_POSITIVES, odds.hits, f"{percent_up(odds.hits)} at {FALSE_POSITIVES:.0%}")
-    label = (
-        f"The most that any attack can recognise, over the share it accuses wrongly: at {FALSE_POSITIVES:.0%} wrongly "
-        f"accused at most {percent_up(odds.hits)} recognised."
-    )
-    return Markup(charts.trade_off("trade-off", rates=_RATES, limits=limits, point=point, label=label))  # noqa: S704 - our own drawing, escaped
+def _trade_off(odds: Odds) -> Markup:
+    words = f"{percent_up(odds.hits)} at {FALSE_POSITIVES:.0%}"
+    return Markup(charts.of_odds(odds, words=words))  # noqa: S704 - as above
 
 
 def _environment() -> Environment:
@@ -255,9 +212,11 @@ def down(number: float, places: int = 3) -> str:
 
 
 def _rounded(number: float, places: int, how: str) -> str:
-    if number == float("inf"):
-        return "∞"
-    return f"{Decimal(repr(float(number))).quantize(Decimal(1).scaleb(-places), rounding=how):,}"
+    return (
+        "∞"
+        if number == float("inf")
+        else f"{Decimal(repr(float(number))).quantize(Decimal(1).scaleb(-places), rounding=how):,}"
+    )
 
 
 def percent_up(share: float) -> str:
@@ -290,5 +249,5 @@ def when(time_ms: int) -> str:
 
 
 def count(number: int) -> str:
-    """Write a whole number with its thousands apart."""
+    """Write a whole number, its thousands apart."""
     return f"{number:,}"

@@ -10,13 +10,25 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from simulations.report_facts import FALSE_POSITIVES, Odds, most_hits
+
+Lines = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # rounds and figures, by what they are of
+
 INK, FAINT, ACCENT, OTHER = "#010101", "#020202", "#030303", "#040404"  # stand for the page's colours
+RATES = [10 ** (exponent / 20) for exponent in range(-60, 1)]  # of false positives, from 0.1 %
+_SERIES = (
+    ("accuracy", "accuracy", "Accuracy on public test data", 1.0),
+    ("f1", "F1", "F1 on public test data", 1.0),
+    ("loss", "loss", "Loss on public test data", None),
+    ("epsilon_max", "ε", "ε of this run so far, the largest of any account", None),
+)  # column of rounds.csv, axis, caption, top of the axis
 _COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", ACCENT: "var(--accent)", OTHER: "var(--other)"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9.5,
     "text.color": INK,
@@ -35,43 +47,47 @@ _STYLE = {
     "legend.frameon": False,
     "legend.handlelength": 1.4,
 }
+_PENS = ((ACCENT, "-"), (OTHER, "--"))
 _WIDE, _NARROW = (8.4, 3.0), (3.6, 2.5)  # inches
 
 
-def trade_off(
-    name: str,
-    *,
-    rates: Sequence[float],
-    limits: Mapping[str, Sequence[float]],
-    point: tuple[float, float, str],
-    label: str,
-) -> str:
-    """Draw the highest true-positive rates over the rates of false positives, and one point of them with its words."""
-    with rc_context(_STYLE | {"svg.hashsalt": name}):
+def of_odds(odds: Odds, *, words: str) -> str:
+    """Draw the highest true-positive rates over the rates of false positives; `words` stand at the rate compared."""
+    label = f"The most that any attack can recognise, over the share that it accuses wrongly: at most {words}."
+    with rc_context(_STYLE | {"svg.hashsalt": "odds"}):
         figure, axes = _axes(_WIDE)
-        for (legend, values), (colour, dash) in zip(limits.items(), ((ACCENT, "-"), (OTHER, "--")), strict=False):
-            axes.plot(rates, values, dash, color=colour, label=legend)
-        axes.plot(rates, rates, ":", color=INK, linewidth=1, label="guessing blindly")
-        axes.plot(*point[:2], "o", color=ACCENT, markersize=5)
-        axes.annotate(point[2], point[:2], xytext=(7, -11), textcoords="offset points", color=ACCENT)
-        axes.set(xscale="log", xlim=(rates[0], 1), ylim=(0, 1.02))
+        axes.plot(RATES, [most_hits(odds.pairs, x) for x in RATES], color=ACCENT, label="from all that was done")
+        axes.plot(RATES, [most_hits(odds.pairs[:1], x) for x in RATES], "--", color=OTHER, label="from ε and δ alone")
+        axes.plot(RATES, RATES, ":", color=INK, linewidth=1, label="guessing blindly")
+        point = (FALSE_POSITIVES, odds.hits)
+        axes.plot(*point, "o", color=ACCENT, markersize=5)
+        axes.annotate(words, point, xytext=(7, -11), textcoords="offset points", color=ACCENT)
+        axes.set(xscale="log", xlim=(RATES[0], 1), ylim=(0, 1.02))
         axes.set(xlabel="wrongly accused, of those not in the data", ylabel="recognised, of those in it")
         axes.xaxis.set_major_formatter(lambda rate, _: f"{100 * rate:g}%")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_minor_locator(MaxNLocator(1))
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        return _svg(figure, name, label)
+        return _svg(figure, "odds", label)
 
 
-def over_rounds(
-    name: str, *, lines: Mapping[str, tuple[Sequence[int], Sequence[float]]], axis: str, top: float | None, label: str
-) -> str:
-    """Draw figures over the rounds of a run; `lines` names one or two of them."""
+def of_rounds(rounds: pd.DataFrame) -> list[tuple[str, str]]:
+    """Draw each figure that the rounds of a run have; return drawings and their captions."""
+    drawn = []
+    for column, axis, caption, top in _SERIES:
+        lines = _lines(rounds, column)
+        if lines:
+            numbers, values = next(iter(lines.values()))
+            label = f"{caption}: {values[0]:.4g} in round {numbers[0]}, {values[-1]:.4g} in round {numbers[-1]}."
+            drawn.append((over_rounds(f"rounds-{column}", lines=lines, axis=axis, top=top, label=label), label))
+    return drawn
+
+
+def over_rounds(name: str, *, lines: Lines, axis: str, top: float | None, label: str) -> str:
+    """Draw figures over rounds; `lines` has one or two of them by their names."""
     with rc_context(_STYLE | {"svg.hashsalt": name}):
         figure, axes = _axes(_NARROW)
-        for (legend, (rounds, values)), (colour, dash) in zip(
-            lines.items(), ((ACCENT, "-"), (OTHER, "--")), strict=False
-        ):
+        for (legend, (rounds, values)), (colour, dash) in zip(lines.items(), _PENS, strict=False):
             marker = "o" if len(rounds) == 1 else ""
             axes.plot(rounds, values, dash, marker=marker, color=colour, label=legend)
         axes.set(xlabel="round", ylabel=axis)
@@ -82,11 +98,24 @@ def over_rounds(
         return _svg(figure, name, label)
 
 
+def _lines(rounds: pd.DataFrame, column: str) -> Lines:
+    """What to draw of a column, and with the accuracy that on the clients' own records."""
+    names = {column: "public test data"}
+    if column == "accuracy":
+        names["client_accuracy"] = "clients' records, noised"
+    lines = {}
+    for name, legend in names.items():
+        if name in rounds and rounds[name].notna().any():
+            known = rounds[rounds[name].notna()]
+            lines[legend] = (known["round"].astype(int).tolist(), known[name].astype(float).tolist())
+    return lines
+
+
 def spread(name: str, *, values: Sequence[float], axis: str, label: str) -> str:
     """Draw how many accounts lie where."""
     with rc_context(_STYLE | {"svg.hashsalt": name}):
         figure, axes = _axes(_NARROW)
-        axes.hist(values, bins=min(20, max(5, len(set(values)))), color=ACCENT, rwidth=0.92)
+        axes.hist(values, bins=min(12, max(5, len(set(values)))), color=ACCENT, rwidth=0.92)
         axes.set(xlabel=axis, ylabel="accounts")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.grid(visible=False, axis="x")
@@ -113,7 +142,6 @@ def _svg(figure: Figure, name: str, label: str) -> str:
     )
     text = head + text[text.index(">") + 1 :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<(g|text|path) id="[^"]*"', r"<\1", text)
     used = set(re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text))
     text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in {*used, said} else "", text)
     for stand_in, colour in _COLOURS.items():

@@ -1,11 +1,9 @@
 """What a report says of a ledger.
 
-    ledger = facts(read(path))
-    ledger.account.verdict.reported      epsilon of the account that spent most
-    ledger.account.odds.guess            how often an attacker's best guess is right, at most
+    facts(read(path)).account.odds.guess    how often an attacker's best guess is right, at most
 
 Every figure is computed from the ledger's events by the accountants that admit and verify; nothing is taken from a
-file that anybody could edit.
+file that anybody could edit. Longer than 250 lines, because what was spent and the odds are of the same histories.
 """
 
 import math
@@ -15,9 +13,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from common.errors import AccountingError
-from common.privacy.accounting import COARSE, FINE, Verdict, epsilon, renyi_epsilon
+from common.privacy.accounting import COARSE, FINE, epsilon, renyi_epsilon
 from common.privacy.admission import account_order
 from common.privacy.events import History, merged
+from common.privacy.renyi_filter import filter_epsilon
 from common.transparency.books import Account, Run
 from common.transparency.entries import Audit, Opening, Provenance, Reserve, Terms
 from common.transparency.export import Statement
@@ -70,10 +69,10 @@ class AccountFacts:
     """One account, in full.
 
     Args:
-        name: of the account.
         terms: those in force.
         balance: what was spent, by three accountants and by the filter.
         held: epsilon when all that open runs have reserved is used.
+        left: epsilon for the next run, with that taken off.
         order: of the account's Rényi filter, or None before its first run.
         runs: in the order in which they were reserved.
         odds: of an attacker against one unit.
@@ -81,20 +80,15 @@ class AccountFacts:
         provenances: which code charged, and how often.
     """
 
-    name: str
     terms: Terms
     balance: Balance
     held: float
+    left: float
     order: float | None
     runs: tuple[RunFacts, ...]
     odds: Odds
     several: tuple[tuple[int, float, float], ...]
     provenances: tuple[tuple[Provenance, int], ...]
-
-    @property
-    def verdict(self) -> Verdict:
-        """Epsilon by three accountants."""
-        return self.balance.verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +107,6 @@ class LedgerFacts:
 
     Args:
         statement: what was read and checked.
-        first_ms, last_ms: times of its first and its last entry.
         balances: of all accounts, the one that spent most first.
         account: that one, in full.
         changes: of the owners' terms.
@@ -122,8 +115,6 @@ class LedgerFacts:
     """
 
     statement: Statement
-    first_ms: int
-    last_ms: int
     balances: tuple[Balance, ...]
     account: AccountFacts
     changes: tuple[Change, ...]
@@ -133,12 +124,12 @@ class LedgerFacts:
 
 def facts(statement: Statement) -> LedgerFacts:
     """Add up a whole ledger; LedgerError when accountants disagree, or none can answer."""
-    entries, accounts = statement.entries, statement.books.accounts
-    ordered = tuple(sorted(balances(statement), key=_spending))
+    accounts = statement.books.accounts
+    ordered = tuple(
+        sorted(balances(statement), key=lambda b: (-b.verdict.reported, -(b.filter_epsilon or 0.0), b.account))
+    )
     return LedgerFacts(
         statement=statement,
-        first_ms=entries[0].time_ms,
-        last_ms=entries[-1].time_ms,
         balances=ordered,
         account=_account(statement, ordered[0]),
         changes=tuple(_changes(statement)),
@@ -150,17 +141,21 @@ def facts(statement: Statement) -> LedgerFacts:
 def epsilons_of(statement: Statement, run: str) -> list[float]:
     """Return the epsilon of one run alone for each account that it was reserved on."""
     accounts = statement.books.accounts.values()
-    return [_of_run(account, account.runs[run]) for account in accounts if run in account.runs]
+    return [_run(account, run).epsilon for account in accounts if run in account.runs]
+
+
+def left_of(account: Account, balance: Balance) -> float:
+    """Return what a next run may still spend, by the figure that admits it: what open runs have reserved is taken."""
+    order, terms = account_order(account), account.terms[-1]
+    if order is None:
+        return balance.left
+    return max(terms.budget - filter_epsilon(merged(account.held()), order=order, delta=terms.delta), 0.0)
 
 
 def odds(history: History, *, delta: float, reported: float) -> Odds:
     """Bound what any attack can reach.
 
-    Guarantees:
-        All figures are upper bounds, and `guess` and `hits` are at most those of the first pair alone.
-
-    Source: the testing region of Kairouz et al. 2015, Theorem 2.1, https://arxiv.org/abs/1311.0776, for all pairs at
-    once.
+    Source: the testing region of Kairouz et al. 2015, https://arxiv.org/abs/1311.0776, for all pairs at once.
     """
     larger = [(_bound(history, delta=other, grid=COARSE), other) for other in DELTAS if other > delta]
     pairs = ((reported, delta), *larger)
@@ -176,15 +171,15 @@ def odds(history: History, *, delta: float, reported: float) -> Odds:
 
 
 def best_guess(pairs: tuple[Pair, ...]) -> float:
-    """Return how often a guess between in and out, at even odds, can be right: at most (e^eps + delta) / (1 + e^eps)."""
-    return min(_logistic(epsilon) + delta * _logistic(-epsilon) for epsilon, delta in pairs)
+    """Return how often a guess at even odds can be right: at most (e^epsilon + delta) / (1 + e^epsilon)."""
+    return min(_logistic(loss) + delta * _logistic(-loss) for loss, delta in pairs)
 
 
 def most_hits(pairs: tuple[Pair, ...], false_positives: float = FALSE_POSITIVES) -> float:
     """Return the highest true-positive rate that a test with this rate of false positives can reach."""
     limits = [1.0]
-    for epsilon, delta in pairs:
-        factor = math.exp(min(epsilon, 700.0))  # beyond it nothing is bounded anyhow
+    for loss, delta in pairs:
+        factor = math.exp(min(loss, 700.0))  # beyond it nothing is bounded anyhow
         limits += [factor * false_positives + delta, 1 - (1 - delta - false_positives) / factor]
     return min(limits)
 
@@ -201,31 +196,26 @@ def _bound(history: History, *, delta: float, grid: float = FINE) -> float:
         return renyi_epsilon(history, delta=delta)
 
 
-def _of_run(account: Account, run: Run) -> float:
-    return _bound(merged(run.history(run.charged)), delta=account.terms[-1].delta)
-
-
-def _spending(balance: Balance) -> tuple[float, float, str]:
-    """The largest figures first, then by name."""
-    return -balance.verdict.reported, -(balance.filter_epsilon or 0.0), balance.account
-
-
 def _account(statement: Statement, balance: Balance) -> AccountFacts:
     account = statement.books.accounts[balance.account]
     terms, spent = account.terms[-1], merged(account.spent())
     return AccountFacts(
-        name=balance.account,
         terms=terms,
         balance=balance,
         held=_bound(merged(account.held()), delta=terms.delta),
+        left=left_of(account, balance),
         order=account_order(account),
-        runs=tuple(
-            RunFacts(run=name, entered=run, epsilon=_of_run(account, run)) for name, run in account.runs.items()
-        ),
+        runs=tuple(_run(account, name) for name in account.runs),
         odds=odds(spent, delta=terms.delta, reported=balance.verdict.reported),
         several=tuple(_several(spent, terms.delta, times) for times in ORGANISATIONS),
         provenances=_provenances(statement, balance.account),
     )
+
+
+def _run(account: Account, name: str) -> RunFacts:
+    run = account.runs[name]
+    alone = _bound(merged(run.history(run.charged)), delta=account.terms[-1].delta)
+    return RunFacts(run=name, entered=run, epsilon=alone)
 
 
 def _several(spent: History, delta: float, times: int) -> tuple[int, float, float]:
@@ -237,12 +227,8 @@ def _several(spent: History, delta: float, times: int) -> tuple[int, float, floa
 
 def _provenances(statement: Statement, account: str) -> tuple[tuple[Provenance, int], ...]:
     """Which code charged an account, in the order in which it first did, and for how many entries."""
-    found: list[tuple[Provenance, int]] = []
-    charges = (entry for entry in statement.entries if isinstance(entry, Reserve) and entry.account == account)
-    for entry in charges:
-        place = next((i for i, (known, _) in enumerate(found) if known == entry.provenance), len(found))
-        found[place:] = [(entry.provenance, found[place][1] + 1 if place < len(found) else 1), *found[place + 1 :]]
-    return tuple(found)
+    charges = [e.provenance for e in statement.entries if isinstance(e, Reserve) and e.account == account]
+    return tuple((one, charges.count(one)) for i, one in enumerate(charges) if one not in charges[:i])
 
 
 def _changes(statement: Statement) -> Iterator[Change]:
@@ -252,9 +238,8 @@ def _changes(statement: Statement) -> Iterator[Change]:
     for entry in statement.entries:
         if isinstance(entry, Opening):
             if entry.is_change:
-                groups.setdefault((entry.time_ms, _differences(before[entry.account], entry.terms)), []).append(
-                    entry.account
-                )
+                place = (entry.time_ms, _differences(before[entry.account], entry.terms))
+                groups.setdefault(place, []).append(entry.account)
             before[entry.account] = entry.terms
     for (time_ms, differences), accounts in groups.items():
         yield Change(time_ms=time_ms, account=accounts[0], accounts=len(accounts), differences=differences)

@@ -4,7 +4,8 @@ A run folder always has `ledger.db`; where `--ledger` names another file it is a
 an account of its own in it.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from common.privacy.accounts import account_names, split_of, terms_of
 from common.privacy.admission import Admission, admission
 from common.privacy.plan import Plan
 from common.transparency.books import Account, Books
+
+log = logging.getLogger("discreet.simulations")
 
 NAME, SEEN = "ledger.db", "ledger.note"
 
@@ -49,9 +52,9 @@ def refuse_other_split(books: Books, scenario: Scenario) -> None:
         terms = account.terms[-1]
         if terms.lineage == scenario.data.dataset and terms.version != split_of(scenario):
             raise PlanRefusedError(
-                f"The ledger's accounts of {terms.lineage} are for '{terms.version}' (account {name}), and the scenario"
-                f" is for '{split_of(scenario)}': a record would be in two accounts, and neither would know all that it "
-                f"spent. Keep data, seed and unit as they were, or name another --ledger."
+                f"The ledger's accounts of {terms.lineage} are for '{terms.version}' (account {name}), and the scenario "
+                f"is for '{split_of(scenario)}': a record would be in two accounts, and neither would know all that "
+                f"it spent. Keep data, seed and unit as they were, or name another --ledger."
             )
 
 
@@ -78,7 +81,9 @@ def claim(folder: Path, scenario: Scenario, plan: Plan, *, is_resumed: bool) -> 
     with closing(_open(folder, is_resumed=is_resumed)) as ledger:
         names = account_names(scenario, plan)
         budget = Budget(ledger, run=plan.run, agreements=agreements(plan, names))
-        budget.begin(terms_of(scenario, plan))
+        known = ledger.books.accounts if is_resumed else {}  # whose terms may have been changed since
+        decided = budget.begin({name: terms for name, terms in terms_of(scenario, plan).items() if name not in known})
+        _warn(decided, plan, names)
         remember(folder, ledger)
         yield budget
 
@@ -94,6 +99,19 @@ def end(folder: Path, plan: Plan) -> None:
 def remember(folder: Path, ledger: Ledger) -> None:
     """Keep the ledger's newest checkpoint in the run's folder."""
     write_whole(folder / SEEN, ledger.checkpoint)
+
+
+def _warn(decided: Mapping[str, Admission], plan: Plan, names: Sequence[str]) -> None:
+    """Say before anything is trained that a budget will not last."""
+    wanted = {name: plan.account(client).reserved for client, name in enumerate(names)}
+    short = {name: answer for name, answer in decided.items() if answer.participations < wanted[name]}
+    if short:
+        name, least = min(short.items(), key=lambda item: item[1].participations)
+        log.warning(
+            "the ledger admits less than was planned on %d of %d accounts; least on %s: %d of %d participations, then "
+            "epsilon is %.3f by PLD and %.3f by the filter, which decides",
+            len(short), len(names), name, least.participations, wanted[name], least.epsilon, least.filter_epsilon,
+        )  # fmt: skip
 
 
 def _open(folder: Path, *, is_resumed: bool) -> Ledger:

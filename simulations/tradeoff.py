@@ -17,7 +17,7 @@ from typing import Any
 
 from common.config import Scenario
 from common.errors import AccountingError, BadInputError
-from common.privacy.accounting import COARSE, epsilon
+from common.privacy.accounting import COARSE, epsilon, renyi_epsilon
 from common.privacy.calibration import LARGEST_NOISE
 from common.privacy.events import History
 from common.privacy.plan import Account, Plan
@@ -38,7 +38,7 @@ class Row:
     Args:
         rounds: of the run.
         reserved: participations of the account, spares included.
-        noise_multiplier: enough for the target epsilon, or None where no noise is.
+        noise_multiplier: enough for the target epsilon, or None where no noise is, or no accountant answers.
         epsilons: one for each of the noise multipliers of the table, or None where no accountant answers.
     """
 
@@ -69,7 +69,8 @@ class Trials:
 
     Args:
         wanted: how many.
-        epsilon: of all of them by PLD, when no round is lost.
+        epsilon: of all of them, when no round is lost.
+        epsilon_by: PLD, or RDP where PLD cannot answer.
         filter_epsilon: the same by the Rényi filter, which decides from the second run on.
         budget: lifetime epsilon.
         admitted: how many the budget admits with all their rounds and spares.
@@ -79,6 +80,7 @@ class Trials:
 
     wanted: int
     epsilon: float
+    epsilon_by: str
     filter_epsilon: float
     budget: float
     admitted: int
@@ -111,9 +113,11 @@ def trials(scenario: Scenario, plan: Plan, *, wanted: int) -> Trials:
     account = _most_expensive(plan, "--trials")
     budget, all_rounds = scenario.privacy.budget or account.epsilon_reserved, account.participations * wanted
     order = filter_order(account.events, budget=budget, delta=plan.delta)
+    tight = _unless_silent(lambda: epsilon(account.history(all_rounds), delta=plan.delta))
     return Trials(
         wanted=wanted,
-        epsilon=epsilon(account.history(all_rounds), delta=plan.delta),
+        epsilon=renyi_epsilon(account.history(all_rounds), delta=plan.delta) if tight is None else tight,
+        epsilon_by="RDP" if tight is None else "PLD",
         filter_epsilon=filter_epsilon(account.history(all_rounds), order=order, delta=plan.delta),
         budget=budget,
         admitted=_admitted(account, budget=budget, delta=plan.delta, order=order),
@@ -198,7 +202,7 @@ def _grid(table: Mapping[str, Any]) -> Any:
     for noise in table["noise_multipliers"]:
         grid.add_column(f"ε at noise {noise:.3g}", justify="right")
     for row in table["rows"]:
-        needed = "none helps" if row["noise_multiplier"] is None else f"{row['noise_multiplier']:.4f}"
+        needed = "?" if row["noise_multiplier"] is None else f"{row['noise_multiplier']:.4f}"
         spent = ("?" if value is None else f"≤ {value:.2f}" for value in row["epsilons"])
         grid.add_row(str(row["rounds"]), needed, *spent)
     return grid
@@ -208,9 +212,9 @@ def _in_words(figures: Mapping[str, Any]) -> str:
     """Say what several trials spend and how many of them fit."""
     wanted, noise = figures["wanted"], figures["noise_multiplier"]
     text = (
-        f"{wanted} trials on the same records spend ε = {figures['epsilon']:.3f} together (PLD), and "
-        f"{figures['filter_epsilon']:.3f} by the filter, which decides from the second run on. The budget of "
-        f"{figures['budget']:.4g} admits {figures['admitted']}."
+        f"{wanted} trials on the same records spend ε = {figures['epsilon']:.3f} together ({figures['epsilon_by']}), "
+        f"and {figures['filter_epsilon']:.3f} by the filter, which decides from the second run on. On a fresh ledger "
+        f"the budget of {figures['budget']:.4g} admits {figures['admitted']}."
     )
     if figures["admitted"] >= wanted:
         return text
@@ -250,15 +254,21 @@ def _row(
     return Row(
         rounds=rounds,
         reserved=reserved,
-        noise_multiplier=enough_noise(spent, guess=guess, target=target),
+        noise_multiplier=_unless_silent(lambda: enough_noise(spent, guess=guess, target=target)),
         epsilons=tuple(_spent(account, noise, reserved, delta) for noise in noises),
     )
 
 
 def _spent(account: Account, noise: float, reserved: int, delta: float) -> float | None:
-    """Epsilon on the coarse grid; None where no accountant answers."""
+    """Epsilon on the coarse grid."""
+    history = _with_noise(account, noise).history(reserved)
+    return _unless_silent(lambda: epsilon(history, delta=delta, grid=COARSE))
+
+
+def _unless_silent(ask: Callable[[], float | None]) -> float | None:
+    """An accountant's answer; None where it has none."""
     try:
-        return epsilon(_with_noise(account, noise).history(reserved), delta=delta, grid=COARSE)
+        return ask()
     except AccountingError:
         return None
 

@@ -4,7 +4,6 @@ The mechanism is a plain Gaussian of noise 4 once: (epsilon, delta) by hand, and
 0.92 for 1, 1.36 for 2, 1.70 for 3, 1.99 for 4 and 2.26 for 5 times.
 """
 
-import base64
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +11,11 @@ from pathlib import Path
 from common.ledger import Ledger, Share
 from common.messages import Refusal
 from common.privacy.events import History, SampledGaussian
+from common.transparency import canonical
 from common.transparency.drafts import Charge
 from common.transparency.entries import Terms
+from common.transparency.merkle import leaf_hash, root_of
+from common.transparency.notes import Checkpoint, Signer
 
 EVENTS = (SampledGaussian(noise_multiplier=4.0, sampling_rate=Fraction(1), steps=1),)
 QUIETER = (SampledGaussian(noise_multiplier=8.0, sampling_rate=Fraction(1), steps=1),)
@@ -75,6 +77,10 @@ def lines_of(export: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in export.read_bytes().splitlines()]
 
 
-def base64_of(data: bytes) -> str:
-    """Bytes as checkpoints write them."""
-    return base64.b64encode(data).decode()
+def forged(entries: list[dict[str, object]], signer: Signer, *, header: dict[str, object] | None = None) -> bytes:
+    """An export of any entries, hashed and signed as a ledger would: what is wrong is in the entries alone."""
+    leaves = [leaf_hash(canonical.dumps(entry)) for entry in entries]
+    note = signer.sign(Checkpoint(origin=signer.key.name, size=len(leaves), root=root_of(leaves)))
+    lines: list[object] = [{"checkpoint": note, "format": 1, "key": str(signer.key)} | (header or {})]
+    lines += [{"entry": entry, "leaf": leaf.hex()} for entry, leaf in zip(entries, leaves, strict=True)]
+    return b"".join(canonical.dumps(line) + b"\n" for line in [*lines, {"checkpoint": note}])

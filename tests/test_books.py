@@ -10,7 +10,7 @@ from sample_ledgers import EVENTS, METRICS, OTHER_POLICY, POLICY, QUIETER, charg
 
 from common.transparency import drafts
 from common.transparency.books import Books
-from common.transparency.entries import PLAN_ROUND, Audit
+from common.transparency.entries import PLAN_ROUND, Audit, Reserve
 
 TIME = 1_790_000_000_000
 
@@ -43,7 +43,7 @@ OPEN = drafts.opening("a", terms(), is_change=False)
 CHANGE = drafts.opening("a", terms(budget=1.0, policy=OTHER_POLICY), is_change=True)
 
 
-def books_of(*written):
+def books_of(*written: drafts.Draft):
     """Books after some entries, a millisecond apart."""
     books = Books()
     for entry in written:
@@ -301,7 +301,7 @@ def test_no_sequence_of_entries_breaks_the_rules(written):
         except ValueError:
             assert state(books) == before
             continue
-        reserved[entry.account, getattr(entry, "run", "")] += drafts.Reserve is type(entry) and entry.round > 0
+        reserved[entry.account, getattr(entry, "run", "")] += isinstance(entry, Reserve) and entry.round > 0
     for name, account in books.accounts.items():
         for run_name, run in account.runs.items():
             assert run.charged == reserved[name, run_name] == len(run.seen) <= run.admitted

@@ -60,11 +60,19 @@ def test_fraction_refuses_the_edges(number):
         checks.fraction(rate=number)
 
 
-def test_the_edges_that_are_allowed_pass():
-    """The smallest float is above 0, 0 is not negative, and 1 is a fraction."""
-    checks.positive(a=5e-324, b=Fraction(1, 10**30), c=1)
-    checks.not_negative(a=0, b=0.0, c=-0.0)
-    checks.fraction(a=1, b=1.0, c=Fraction(1), d=5e-324)
+@pytest.mark.parametrize(
+    ("check", "allowed", "refused"),
+    [
+        (checks.positive, [5e-324, Fraction(1, 10**30), 1, 1.7976931348623157e308], 0),
+        (checks.not_negative, [0, 0.0, -0.0, 5e-324], -5e-324),
+        (checks.fraction, [1, 1.0, Fraction(1), 5e-324], 1.0000000000000002),
+    ],
+)
+def test_the_edges_that_are_allowed_pass(check, allowed, refused):
+    """The smallest float is above 0, 0 is not negative, and 1 is a fraction; a last one that is beyond is named."""
+    assert check(**{f"edge_{place}": number for place, number in enumerate(allowed)}) is None
+    with pytest.raises(ValueError, match=rf"^beyond: expected a number .*, got {refused}$"):
+        check(**{f"edge_{place}": number for place, number in enumerate(allowed)}, beyond=refused)
 
 
 @pytest.mark.parametrize("check", [checks.positive, checks.not_negative, checks.fraction])

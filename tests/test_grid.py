@@ -1,8 +1,8 @@
-"""The in-process grid: Flower's own strategies over it, and charges before anybody is asked."""
+"""The in-process grid: Flower's own strategies over it, charges before anybody is asked, what became of them after."""
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -16,14 +16,17 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from ledger_reader import charged, kinds, refused, settled
 
 from client.app import REFUSED
-from client.budget import Budget
-from common.errors import WireError
+from client.budget import Budget, agreements
+from common.errors import LedgerError, WireError
+from common.ledger import Ledger
 from common.messages import Mechanism, Order, Refusal
-from common.privacy.event_log import Entry, EventLog, read_entries
 from common.privacy.events import SampledGaussian
 from common.privacy.plan import Account, Plan
+from common.transparency.drafts import Charge
+from common.transparency.entries import Terms
 from common.wire import encode_order
 from simulations.engine.executors import Executor, Sequential, load_app
 from simulations.engine.grid import InProcessGrid
@@ -242,12 +245,26 @@ def test_send_and_receive_ends_at_its_timeout():
 MECHANISM = Mechanism(sampling_rate=Fraction(1, 2), noise_multiplier=1.0, max_grad_norm=1.0, steps=3)
 
 
+NAMES = [f"account-{client}" for client in range(4)]
+EVENT = SampledGaussian(noise_multiplier=1.0, sampling_rate=Fraction(1, 2), steps=3)
+TERMS = Terms(
+    owner="o",
+    lineage="x",
+    version="1",
+    records=10,
+    unit="record",
+    adjacency="zero-out",
+    delta=1e-5,
+    budget=100.0,  # two participations spend 10.3
+    policy="p",
+)
+
+
 def plan(*, clients: int = 4, reserved: int = 2) -> Plan:
-    event = SampledGaussian(noise_multiplier=1.0, sampling_rate=Fraction(1, 2), steps=3)
     account = Account(
         records=10,
         members=clients,
-        event=event,
+        event=EVENT,
         participations=1,
         reserved=reserved,
         epsilon=1.0,
@@ -266,49 +283,79 @@ def plan(*, clients: int = 4, reserved: int = 2) -> Plan:
 
 def order_for(client: int, *, node: int | None = None, **changes: object) -> Message:
     """Return a good order for a client, but for `changes`."""
+    ttl = changes.pop("ttl", None)
     values = {"run": "r", "round": 1, "attempt": 1, "client": client, "weights_P": NOTHING, "mechanism": MECHANISM}
     order = Order(**(values | changes))  # type: ignore[arg-type]
     content = RecordDict({"order": ConfigRecord(dict(encode_order(order).scalars))})
-    return Message(content, client + 1 if node is None else node, "train")
+    return Message(content, client + 1 if node is None else node, "train", ttl=ttl)  # type: ignore[arg-type]
 
 
-class CountingLog(EventLog):
-    """Notes how many entries each durable write had."""
+class CountingLedger(Ledger):
+    """Notes how many orders each durable write charged, and how many it committed and expired."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.writes: list[int] = []
+        self.reserved: list[int] = []
+        self.settled: list[tuple[int, int]] = []
 
-    def append(self, entries: list[Entry]) -> None:  # type: ignore[override]
-        super().append(entries)
-        self.writes.append(len(entries))
+    def reserve(self, charges: Sequence[Charge]) -> list[Refusal | None]:
+        answers = super().reserve(charges)
+        self.reserved.append(answers.count(None))
+        return answers
+
+    def settle(self, committed: Sequence[Charge], expired: Sequence[Charge] = ()) -> None:
+        super().settle(committed, expired)
+        self.settled.append((len(committed), len(expired)))
+
+
+class FullLedger(CountingLedger):
+    """Has no room for another charge."""
+
+    def reserve(self, charges: Sequence[Charge]) -> list[Refusal | None]:
+        raise LedgerError("No space left on device")
+
+
+def begun(path: Path, kind: type[CountingLedger] = CountingLedger) -> tuple[CountingLedger, Budget]:
+    """Make a ledger and begin a run of two participations for each of four clients."""
+    ledger = kind.create(path)
+    assert isinstance(ledger, kind)
+    budget = Budget(ledger, run="r", agreements=agreements(plan(), NAMES))
+    budget.begin(dict.fromkeys(NAMES, TERMS))
+    return ledger, budget
 
 
 @pytest.fixture
-def log(tmp_path) -> Iterator[CountingLog]:
-    with closing(CountingLog(tmp_path / "events.jsonl")) as held:
-        yield held
+def path(tmp_path) -> Path:
+    return tmp_path / "ledger.db"
 
 
-def charged(path: Path) -> list[str]:
-    return [entry.account for entry in read_entries(path / "events.jsonl")]
+@pytest.fixture
+def account(path) -> Iterator[tuple[CountingLedger, Budget]]:
+    """A ledger, and a run's claim on it."""
+    ledger, budget = begun(path)
+    with closing(ledger):
+        yield ledger, budget
 
 
-def test_all_orders_of_a_round_are_charged_in_one_write_before_the_first_client_is_asked(tmp_path, log):
+def names(path: Path) -> list[str]:
+    return [account for _, _, account in charged(path)]
+
+
+def test_all_orders_of_a_round_are_charged_in_one_write_before_the_first_client_is_asked(path, account):
     """When the executor gets its first message, the file holds the charge of every order of the round."""
+    ledger, budget = account
     seen: list[list[str]] = []
-    executor = FakeExecutor(ok, before_submit=lambda: seen.append(charged(tmp_path)))
-    grid = grid_of(executor, budget=Budget(plan(), log))
-    replies = list(grid.send_and_receive([order_for(client) for client in range(4)]))
+    executor = FakeExecutor(ok, before_submit=lambda: seen.append(names(path)))
+    replies = list(grid_of(executor, budget=budget).send_and_receive([order_for(client) for client in range(4)]))
     assert len(replies) == 4
-    assert seen == [[f"client-{client:06d}" for client in range(4)]] * 4
-    assert log.writes == [4]
+    assert seen == [NAMES] * 4
+    assert ledger.reserved == [4]
 
 
-def test_charged_order_finds_its_reservation_in_the_client_s_own_state(log):
+def test_charged_order_finds_its_reservation_in_the_client_s_own_state(account):
     """The reservation is beside the message and not in it: it never travels."""
     executor = FakeExecutor(ok)
-    list(grid_of(executor, budget=Budget(plan(), log)).send_and_receive([order_for(2)]))
+    list(grid_of(executor, budget=account[1]).send_and_receive([order_for(2)]))
     ((message, node_config, state),) = executor.submitted
     assert dict(state.config_records["reservation"]) == {"run": "r", "round": 1, "attempt": 1, "client": 2}
     assert "reservation" not in message.content
@@ -327,23 +374,24 @@ def test_charged_order_finds_its_reservation_in_the_client_s_own_state(log):
         ),
     ],
 )
-def test_order_that_is_not_charged_reaches_no_app(tmp_path, log, changes, word):
+def test_order_that_is_not_charged_reaches_no_app(path, account, changes, word):
     """The answer is an error reply with the word, the others are asked, and only they are charged."""
     executor = FakeExecutor(ok)
-    grid = grid_of(executor, budget=Budget(plan(), log))
     bad = order_for(1, node=2, **changes) if "client" not in changes else order_for(4, node=2)
+    grid = grid_of(executor, budget=account[1])
     replies = list(grid.send_and_receive([order_for(0), bad, order_for(3)]))
     assert sorted(message.metadata.dst_node_id for message, _, _ in executor.submitted) == [1, 4]
-    (refused,) = [reply for reply in replies if reply.has_error()]
-    assert (refused.error.code, refused.error.reason) == (REFUSED, word.value)
-    assert refused.metadata.src_node_id == 2
-    assert charged(tmp_path) == ["client-000000", "client-000003"]
+    (turned_down,) = [reply for reply in replies if reply.has_error()]
+    assert (turned_down.error.code, turned_down.error.reason) == (REFUSED, word.value)
+    assert turned_down.metadata.src_node_id == 2
+    assert names(path) == ["account-0", "account-3"]
+    assert account[0].settled == [(2, 0)]
 
 
-def test_same_order_is_answered_once(tmp_path, log):
-    """Asked twice, in one round or later, the second is refused and not charged."""
+def test_same_order_is_answered_once(path, account):
+    """Asked twice, in one round or later, the second is refused and not charged; the ledger notes it once."""
     executor = FakeExecutor(ok)
-    grid = grid_of(executor, budget=Budget(plan(), log))
+    grid = grid_of(executor, budget=account[1])
     replies = list(grid.send_and_receive([order_for(0), order_for(0)]))
     replies += grid.send_and_receive([order_for(0)])
     assert sorted(reply.error.reason if reply.has_error() else "ok" for reply in replies) == [
@@ -352,43 +400,41 @@ def test_same_order_is_answered_once(tmp_path, log):
         "ok",
     ]
     assert len(executor.submitted) == 1
-    assert charged(tmp_path) == ["client-000000"]
+    assert names(path) == ["account-0"]
+    assert refused(path) == [("r", "already-trained")]
 
 
-def test_spent_budget_reaches_no_app(tmp_path, log):
+def test_spent_budget_reaches_no_app(path, account):
     """Two participations are reserved: the third is refused."""
     executor = FakeExecutor(ok)
-    grid = grid_of(executor, budget=Budget(plan(reserved=2), log))
+    grid = grid_of(executor, budget=account[1])
     words = []
     for round_ in (1, 2, 3):
         (reply,) = grid.send_and_receive([order_for(0, round=round_)])
         words.append(reply.error.reason if reply.has_error() else "ok")
     assert words == ["ok", "ok", "budget-spent"]
-    assert charged(tmp_path) == ["client-000000"] * 2
+    assert names(path) == ["account-0"] * 2
+    assert len(executor.submitted) == 2
 
 
-def test_message_without_an_order_is_not_sent_under_a_budget(tmp_path, log):
+def test_message_without_an_order_is_not_sent_under_a_budget(path, account):
     """What cannot be charged is nobody's, and the strategy is told."""
     executor = FakeExecutor(ok)
-    grid = grid_of(executor, budget=Budget(plan(), log))
+    grid = grid_of(executor, budget=account[1])
     with pytest.raises(WireError, match="A message under a budget carries no order"):
         grid.push_messages([order_for(0), message_to(2)])
     assert list(grid.pull_messages(["1", "2"])) == []
     assert executor.submitted == []
-    assert charged(tmp_path) == []
+    assert names(path) == []
 
 
-def test_charge_that_cannot_be_written_reaches_no_app(log):
-    """An event log that fails fails the push: nobody trains on a charge that is not on disk."""
-
-    class FullLog(CountingLog):
-        def append(self, entries: list[Entry]) -> None:  # type: ignore[override]
-            raise OSError(28, "No space left on device")
-
+def test_charge_that_cannot_be_written_reaches_no_app(path):
+    """A ledger that fails fails the push: nobody trains on a charge that is not on disk."""
     executor = FakeExecutor(ok)
-    with closing(FullLog(log._path.with_name("full.jsonl"))) as full:
-        grid = grid_of(executor, budget=Budget(plan(), full))
-        with pytest.raises(OSError, match="No space left"):
+    ledger, budget = begun(path, FullLedger)
+    with closing(ledger):
+        grid = grid_of(executor, budget=budget)
+        with pytest.raises(LedgerError, match="No space left"):
             grid.push_messages([order_for(0)])
         assert list(grid.pull_messages(["1"])) == []
     assert executor.submitted == []
@@ -400,3 +446,75 @@ def test_without_a_budget_nothing_is_reserved():
     list(grid_of(executor).send_and_receive([order_for(0)]))
     ((_, _, state),) = executor.submitted
     assert dict(state) == {}
+
+
+# --- what became of charged orders --------------------------------------------------------------------------------------
+
+
+def test_a_round_is_committed_in_one_write_after_its_last_answer(path, account):
+    """While an answer is missing nothing is settled; with the last one all four orders are, at once."""
+    ledger, budget = account
+    grid = grid_of(FakeExecutor(ok), budget=budget)
+    ids = list(grid.push_messages([order_for(client) for client in range(4)]))
+    came: list[Message] = []
+    while len(came) < 4:
+        assert ledger.settled == []
+        came += grid.pull_messages(ids)
+    assert ledger.settled == [(4, 0)]
+    assert settled(path) == [("COMMIT", 1, 1, name) for name in NAMES]
+
+
+def test_an_order_that_failed_expires(path, account):
+    """Client 2's app answers with an error: its charge stays and expires, the others are committed."""
+    ledger, budget = account
+    failing = FakeExecutor(
+        lambda message: (
+            Message(Error(REFUSED, "failed"), reply_to=message) if message.metadata.dst_node_id == 3 else ok(message)
+        ),
+        room=9,
+    )
+    list(grid_of(failing, budget=budget).send_and_receive([order_for(client) for client in range(4)]))
+    assert ledger.settled == [(3, 1)]
+    assert {entry for entry in settled(path) if entry[0] == "EXPIRE"} == {("EXPIRE", 1, 1, "account-2")}
+    assert [ledger.books.accounts[name].runs["r"].charged for name in NAMES] == [1] * 4
+
+
+def test_what_was_not_charged_is_not_settled(path, account):
+    """A round whose orders are all refused writes nothing but the refusal."""
+    ledger, budget = account
+    grid = grid_of(FakeExecutor(ok), budget=budget)
+    list(grid.send_and_receive([order_for(0, run="another")]))
+    assert ledger.settled == []
+    assert kinds(path) == ["GENESIS"] * 4 + ["RESERVE"] * 4
+
+
+def test_each_round_is_settled_on_its_own(path, account):
+    """Two rounds are two commits, in their order."""
+    ledger, budget = account
+    grid = grid_of(FakeExecutor(ok), budget=budget)
+    for number in (1, 2):
+        list(grid.send_and_receive([order_for(client, round=number) for client in (0, 1)]))
+    assert ledger.settled == [(2, 0), (2, 0)]
+    assert [(kind, number) for kind, number, _, _ in settled(path)] == [("COMMIT", 1)] * 2 + [("COMMIT", 2)] * 2
+
+
+@pytest.mark.parametrize("why", ["silent", "late"])
+def test_an_order_without_an_answer_holds_back_no_other_s_commit(path, account, why):
+    """Client 1 never answers, or its time was over before it was asked: the others' orders are committed all the same.
+
+    What they did is in the model, and the ledger must not say that nothing was heard of it.
+    """
+    ledger, budget = account
+    grid = grid_of(
+        FakeExecutor(lambda message: None if message.metadata.dst_node_id == 2 else ok(message), room=9),
+        budget=budget,
+    )
+    late = {"ttl": 0.001} if why == "late" else {}
+    first = [order_for(0), order_for(1, **late), order_for(2)]
+    time.sleep(0.01)
+    list(grid.send_and_receive(first, timeout=0.3))
+    list(grid.send_and_receive([order_for(0, round=2), order_for(2, round=2)], timeout=5))
+    assert sorted(entry for entry in settled(path) if entry[0] == "COMMIT") == [
+        ("COMMIT", number, 1, name) for number in (1, 2) for name in ("account-0", "account-2")
+    ]
+    assert ledger.books.accounts["account-1"].runs["r"].charged == 1

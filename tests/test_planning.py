@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from common.config import Scenario, parse
 from common.errors import BadInputError, PlanRefusedError
 from common.ledger import Charge, Ledger, Share
 from common.privacy.accounting import epsilon
-from common.privacy.accounts import client_account, terms_of
+from common.privacy.accounts import account_names, client_account, terms_of
 from common.transparency import export
 from server.observer import Observer, RoundRecord
 from simulations import planning, single_run, tradeoff
@@ -42,19 +43,25 @@ def planned(given: Scenario, ledger: Path) -> dict[str, Any]:
     return planning.report(given, check=False, ledger=ledger)
 
 
-def spend(ledger: Path, given: Scenario, *, participations: int) -> None:
-    """Charge a whole run to every account of a ledger, made where it is missing, without training."""
+def spend(ledger: Path, given: Scenario, *, participations: int, clients: Sequence[int] = range(4)) -> None:
+    """Charge a whole run to the accounts of some clients, without training; the ledger is made where it is missing."""
     plan = plan_of(given)
-    terms = terms_of(given, plan)
+    terms, events = terms_of(given, plan), plan.accounts[0].events
+    names = [name for client, name in enumerate(account_names(given, plan)) if client in clients]
     with closing(Ledger(ledger) if ledger.exists() else Ledger.create(ledger)) as opened:
         opened.open_accounts(terms)
-        events = plan.accounts[0].events
-        opened.begin_run(plan.run, {name: Share(events=events, wanted=participations) for name in terms})
+        opened.begin_run(plan.run, {name: Share(events=events, wanted=participations) for name in names})
         for number in range(1, participations + 1):
-            charges = [Charge(account=name, run=plan.run, round=number, attempt=1, events=events) for name in terms]
-            assert opened.reserve(charges) == [None] * len(charges)
+            charges = [Charge(account=name, run=plan.run, round=number, attempt=1, events=events) for name in names]
+            assert opened.reserve(charges) == [None] * len(names)
             opened.settle(charges)
         opened.end_run(plan.run)
+
+
+def uneven(ledger: Path, given: Scenario) -> None:
+    """Charge client 2 once more often than the others."""
+    spend(ledger, given, participations=3, clients=(0, 1, 3))
+    spend(ledger, given, participations=4, clients=(2,))
 
 
 def test_a_client_runs_out_in_the_round_that_asks_once_too_often():
@@ -156,31 +163,54 @@ def test_nothing_is_asked_of_a_plan_without_privacy(tmp_path):
 
 
 def test_who_runs_out_is_said_in_words(tmp_path, capsys):
-    """A plan that the ledger does not admit in full warns of the first client and its round."""
-    ledger, given = tmp_path / "owners.db", scenario("run.rounds=12")
-    spend(ledger, given, participations=4)
+    """A plan that the ledger does not admit in full names the first client and its round; nothing fails."""
+    ledger, given = tmp_path / "owners.db", scenario("run.rounds=8", "server.cohort=4")
+    uneven(ledger, given)
     table = planned(given, ledger)
     planning.show(table)
     said = " ".join(capsys.readouterr().out.split())
-    first = table["ledger"]["runs_out"][0]
-    assert f"runs out in round {first['round']} of 12" in said
-    assert table["ledger"]["first_refusal_round"] == first["round"]
-    assert json.loads(json.dumps(table)) == table
+    assert table["ledger"]["runs_out"][0] == {"client": 2, "round": table["ledger"]["first_refusal_round"]}
+    assert f"warn ledger: Client 2 runs out in round {table['ledger']['first_refusal_round']} of 8" in said
+    assert json.loads(json.dumps(table))["ledger"] == table["ledger"]
+
+
+def test_a_spent_ledger_is_warned_of_before_the_first_round(tmp_path, capsys):
+    """Where nobody may train once, the plan says that nothing would be trained."""
+    ledger, given = tmp_path / "owners.db", scenario("run.rounds=8", "server.cohort=4")
+    spend(ledger, given, participations=8)
+    table = planned(given, ledger)
+    planning.show(table)
+    assert "refuse ledger: 4 clients run out in round 1 of 8" in " ".join(capsys.readouterr().out.split())
+    assert table["ledger"]["last_possible_round"] == 0
 
 
 def test_the_run_is_refused_in_the_round_that_its_plan_named(tmp_path):
-    """After a run that used up most of the budget, the next one is refused when its plan said, and ends there."""
-    ledger = tmp_path / "owners.db"
-    single_run.simulate(scenario(), out=tmp_path / "first", ledger=ledger, watcher=Observer())
-    given = scenario("run.rounds=12")
+    """Client 2 spent more before: it refuses first, the others a round later, and the run ends there, as was told."""
+    ledger, given = tmp_path / "owners.db", scenario("run.rounds=8", "server.cohort=4")
+    uneven(ledger, given)
     told = planned(given, ledger)["ledger"]
     watcher = Refusals()
-    outcome = single_run.simulate(given, out=tmp_path / "second", ledger=ledger, watcher=watcher)
-    last = told["last_possible_round"]
-    assert 0 < told["first_refusal_round"] <= last < 12
-    assert outcome.rounds == last
+    outcome = single_run.simulate(given, out=tmp_path / "run", ledger=ledger, watcher=watcher)
+    assert 1 < told["first_refusal_round"] == told["last_possible_round"] < 8
+    assert outcome.rounds == told["last_possible_round"]
     assert outcome.stopped is not None
-    assert watcher.first == {place["client"]: place["round"] for place in told["runs_out"] if place["round"] <= last}
+    assert watcher.first == {2: told["first_refusal_round"]}  # the others refused in the round that was lost
+    assert told["runs_out_count"] == 4
+
+
+def test_a_population_is_refused_in_the_round_that_its_plan_named(tmp_path):
+    """For unit client the coordinator's own ledger stops the run, in the round that was told."""
+    ledger = tmp_path / "owners.db"
+    given = scenario(
+        "privacy.unit=client", "privacy.delta=1e-4", "server.cohort=2", "run.rounds=7",
+        "privacy.noise_multiplier=1.5", "privacy.budget=5.4",
+    )  # fmt: skip
+    spend(ledger, given, participations=5)
+    told = planned(given, ledger)["ledger"]
+    outcome = single_run.simulate(given, out=tmp_path / "run", ledger=ledger, watcher=Observer())
+    assert 1 < told["first_refusal_round"] < 7
+    assert outcome.rounds == told["last_possible_round"] == told["first_refusal_round"] - 1
+    assert outcome.stopped is not None
 
 
 class Refusals(Observer):
@@ -250,10 +280,10 @@ def admitted(ledger: Path, given: Scenario, name: str) -> int:
 
 def test_the_noise_for_several_trials_makes_room_for_them():
     """With it as many fit as were asked for; with 2 % less they do not."""
-    given = scenario("run.rounds=4", "server.cohort=4", "privacy.budget=2.0")
+    given = scenario("run.rounds=4", "server.cohort=4", "privacy.budget=2.3")
     needed = tradeoff.trials(given, plan_of(given), wanted=5).noise_multiplier
     for noise, fits in ((needed, True), (needed * 0.98, False)):
-        changed = scenario("run.rounds=4", "server.cohort=4", "privacy.budget=2.0", f"privacy.noise_multiplier={noise}")
+        changed = scenario("run.rounds=4", "server.cohort=4", "privacy.budget=2.3", f"privacy.noise_multiplier={noise}")
         assert (tradeoff.trials(changed, plan_of(changed), wanted=5).admitted >= 5) is fits
 
 

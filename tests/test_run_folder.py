@@ -267,9 +267,26 @@ def test_refused_process_leaves_the_folder_as_it_was(folder):
 
 
 def test_closed_folder_can_be_taken(tmp_path):
-    """`close` lets go."""
-    RunFolder(tmp_path).close()
-    RunFolder(tmp_path).close()
+    """While a folder is held nobody takes it; `close` lets go, and the next one counts on."""
+    first = RunFolder(tmp_path)
+    assert first.begin(1) == 1
+    with pytest.raises(RunFailedError, match="another process is running this run"):
+        RunFolder(tmp_path)
+    first.close()
+    with closing(RunFolder(tmp_path)) as second:
+        assert second.begin(1) == 2
+
+
+def test_half_written_files_of_a_killed_process_are_swept_away(tmp_path):
+    """What was being written beside the checkpoint when the process died goes; the checkpoint stays."""
+    with closing(RunFolder(tmp_path)) as first:
+        first.save(1, STATE)
+    (tmp_path / "checkpoint" / ".state.safetensors.4711").write_bytes(b"half")
+    with closing(RunFolder(tmp_path)) as second:
+        assert {file.name for file in (tmp_path / "checkpoint").iterdir()} == {"lock", "state.safetensors"}
+        loaded = second.load()
+        assert loaded is not None
+        assert loaded[0] == 1
 
 
 # --- full disk --------------------------------------------------------------------------------------------------------

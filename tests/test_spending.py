@@ -51,7 +51,6 @@ def test_without_privacy_there_is_no_epsilon():
     spending = Spending(plan("none"))
     spending.charge(cohort(0, 1))
     assert spending.epsilon_max() is None
-    assert spending.attempts() == 0
 
 
 @pytest.mark.parametrize("unit", ["record", "client"])
@@ -59,7 +58,6 @@ def test_nothing_is_spent_before_the_first_round(unit):
     """A private run begins at epsilon 0."""
     spending = Spending(plan(unit))
     assert spending.epsilon_max() == 0.0
-    assert spending.attempts() == 0
 
 
 def test_only_the_cohort_is_charged_for_records():
@@ -67,7 +65,6 @@ def test_only_the_cohort_is_charged_for_records():
     spending = Spending(plan("record"))
     spending.charge(cohort(0, 1))
     spending.charge(cohort(0))
-    assert spending.attempts() == 2
     assert spending.epsilon_max() == spent(2, SMALL)
 
 
@@ -85,7 +82,6 @@ def test_account_that_took_part_most_need_not_spend_most():
     spending.charge(cohort(2))
     spending.charge(cohort(0))
     spending.charge(cohort(0))
-    assert spending.attempts() == 2
     assert spending.epsilon_max() == max(spent(2, SMALL), spent(1, LARGE))
 
 
@@ -94,7 +90,6 @@ def test_everybody_is_charged_for_clients_whoever_is_asked(asked):
     """A secret cohort, an empty one too, costs each client of the population one event."""
     spending = Spending(plan("client"))
     spending.charge(cohort(*asked))
-    assert spending.attempts() == 1
     assert spending.epsilon_max() == spent(1, SMALL, "client")
 
 
@@ -102,7 +97,6 @@ def test_lost_attempts_are_charged():
     """A round that was begun three times costs three events."""
     spending = Spending(plan("record"))
     spending.charge(cohort(0), times=3)
-    assert spending.attempts() == 3
     assert spending.epsilon_max() == spent(3, SMALL)
 
 

@@ -19,18 +19,24 @@ import pytest
 import torch
 from fake_grid import Answer, FakeExecutor, FakeGrid, order_of, refusal, reply, weights_in
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from ledger_reader import charged, charges, kinds, refused, settled
 
-from client.budget import Budget
+from client.budget import Budget, agreements
 from common import flat
 from common.config import Scenario, parse
-from common.errors import RunFailedError
+from common.errors import BudgetSpentError, LedgerError, RunFailedError
+from common.ledger import Ledger
 from common.messages import Refusal
 from common.models.registry import build
-from common.privacy.event_log import EventLog, read_entries
+from common.privacy.accounts import account_names, population_account, terms_of
 from common.privacy.events import SampledGaussian
-from common.privacy.plan import POPULATION, Account, Plan
+from common.privacy.plan import Account, Plan
 from common.shards import Shard
 from common.tasks import TASKS
+from common.transparency import drafts
+from common.transparency.drafts import Charge
+from common.transparency.entries import PLAN_ROUND
+from common.transparency.log import Log
 from server.evaluation import Evaluator
 from server.global_model import GlobalModel
 from server.observer import Observer, RoundRecord, observer
@@ -122,12 +128,28 @@ def first_weights(of: Scenario) -> torch.Tensor:
     return flat.flatten(build(of.model, TASKS["digits"], seed=of.run.seed))
 
 
+def admitted(path: Path, of: Scenario, planned: Plan, *, participations: int | None = None) -> None:
+    """Make the ledger of a run for unit `client`, with the run reserved by hand, so that no accountant is asked."""
+    if planned.unit != "client" or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(Ledger.create(path)) as ledger:
+        ledger.open_accounts(terms_of(of, planned))
+        policy = ledger.books.accounts[population_account(of)].terms[-1].policy
+    (account,) = planned.accounts
+    whole = Charge(account=population_account(of), run=planned.run, round=PLAN_ROUND, attempt=1, events=account.events)
+    times = account.reserved if participations is None else participations
+    with closing(Log(path, extends=None)) as log, log.writing() as write:
+        write(drafts.reserve(whole, policy=policy, participations=times))
+
+
 @contextmanager
 def strategy_in(
     path: Path, of: Scenario, *, planned: Plan | None = None, watcher: Observer | None = None, folder: type = RunFolder
 ) -> Iterator[tuple[PrivateAveraging, GlobalModel]]:
     """Open a folder and a strategy on it, as the server's app does, and let go of both afterwards."""
     path.mkdir(exist_ok=True)
+    admitted(path / "ledger.db", of, planned or plan(of))
     token = observer.set(watcher or Observer())
     try:
         with closing(folder(path)) as held:
@@ -677,24 +699,101 @@ def test_round_without_any_reply_changes_nothing(tmp_path):
 
 
 def test_lost_round_is_charged_twice_to_each_client(tmp_path):
-    """Unit `record`, with the budget at the grid: both attempts are in the event log, and the spare is used."""
-    of = scenario("server.min_replies=3", "server.spare_rounds=1", "server.cohort=3", unit="record")
+    """Unit `record`, with the budget at the grid: both attempts are in the ledger, and the spare is used."""
+    of = scenario(
+        "server.min_replies=3", "server.spare_rounds=1", "server.cohort=3", "privacy.budget=100.0", unit="record"
+    )
     planned = plan(of)
-    tmp_path.joinpath("run").mkdir()
-    with closing(EventLog(tmp_path / "events.jsonl")) as log:
+    names = account_names(of, planned)
+    with closing(Ledger.create(tmp_path / "ledger.db")) as ledger:
+        budget = Budget(ledger, run="r", agreements=agreements(planned, names))
+        budget.begin(terms_of(of, planned))
         grid = InProcessGrid(
             clients=CLIENTS,
             executor=FakeExecutor(failing(1, clients=(0, 1, 2, 3))),
             node_config=lambda _: {},
-            budget=Budget(planned, log),
+            budget=budget,
         )
         _, records = run(tmp_path / "run", of, grid, planned=planned)
-    asked = asked_in(of)
-    assert [(entry.round, entry.attempt, entry.account) for entry in read_entries(tmp_path / "events.jsonl")] == [
-        (1, attempt, f"client-{client:06d}") for attempt in (1, 2) for client in asked
+    asked = [(attempt, client) for attempt in (1, 2) for client in asked_in(of)]
+    assert charged(tmp_path / "ledger.db") == [(1, attempt, names[client]) for attempt, client in asked]
+    assert settled(tmp_path / "ledger.db") == [
+        ("EXPIRE" if attempt == 1 else "COMMIT", 1, attempt, names[client]) for attempt, client in asked
     ]
     assert records[0].attempt == 2
     assert records[0].replies == 3
+
+
+# --- budgets that are spent -------------------------------------------------------------------------------------------
+
+
+def spent_from(number: int, *, clients: tuple[int, ...] = (0, 1, 2, 3)) -> Answer:
+    """Let some clients say from a round on that their budget is spent."""
+
+    def answer(message: Message) -> Message:
+        is_spent = int(str(order_of(message)["round"])) >= number and client_of(message) in clients
+        return refusal(message, "budget-spent") if is_spent else good(message)
+
+    return answer
+
+
+def test_run_ends_when_every_client_s_budget_is_spent(tmp_path):
+    """All four say so in round 3: the run stops there, no spare is tried, and the checkpoint is that of round 2."""
+    of = scenario("server.spare_rounds=5", "server.evaluate_every=9", unit="record", rounds=4)
+    grid = FakeGrid(CLIENTS, spent_from(3))
+    with pytest.raises(BudgetSpentError, match=r"Round 3: all 4 clients said budget-spent\. The model so far is saved"):
+        run(tmp_path, of, grid)
+    assert grid.pushes == [4, 4, 4]
+    with closing(RunFolder(tmp_path)) as folder:
+        saved = folder.load()
+        assert saved is not None
+        assert saved[0] == 2
+        assert folder.attempts() == {1: 1, 2: 1, 3: 1}
+
+
+def test_last_whole_round_is_measured_when_the_budget_is_spent(tmp_path):
+    """Nobody knew that round 2 would be the last: its line gets its figures late, and there is one line a round."""
+    of = scenario("server.evaluate_every=9", unit="record", rounds=4)
+    with pytest.raises(BudgetSpentError):
+        run(tmp_path, of, spent_from(3))
+    _, first, second = (line.split(",") for line in (tmp_path / "rounds.csv").read_text().splitlines())
+    assert (first[0], first[4], first[6]) == ("1", "", "")
+    assert second[0] == "2"
+    assert 0 <= float(second[4]) <= 1
+    assert float(second[6]) == pytest.approx(
+        epsilon_of(of, times=3), rel=1e-5
+    )  # two rounds, and the one that was asked
+
+
+def test_budget_spent_in_the_first_round_leaves_no_checkpoint(tmp_path):
+    """Where nothing was admitted nothing is measured, and nobody is asked twice."""
+    of = scenario("server.spare_rounds=5", unit="record", rounds=4)
+    grid = FakeGrid(CLIENTS, spent_from(1))
+    with pytest.raises(BudgetSpentError, match="Round 1: all 4 clients"):
+        run(tmp_path, of, grid)
+    assert grid.pushes == [4]
+    assert not (tmp_path / "rounds.csv").exists()
+
+
+def test_clients_that_have_budget_left_go_on_without_the_others(tmp_path):
+    """Two of four are spent: they are named, and the mean is that of the two who answer."""
+    of = scenario("server.evaluate_every=9", unit="record", rounds=2)
+    weights, (record,) = run(tmp_path, of, spent_from(1, clients=(1, 2)), rounds=1)
+    assert record.refused == ((1, "budget-spent"), (2, "budget-spent"))
+    np.testing.assert_array_equal(weights, first_weights(of).numpy() + mean(0, 3))
+
+
+def test_a_round_that_is_lost_for_another_reason_too_is_tried_again(tmp_path):
+    """One client failed where the others are spent: it may answer the second time."""
+    of = scenario("server.spare_rounds=1", "server.evaluate_every=9", unit="record", rounds=2)
+
+    def answer(message: Message) -> Message:
+        if client_of(message):
+            return refusal(message, "budget-spent")
+        return refusal(message, "failed") if order_of(message)["attempt"] == 1 else good(message)
+
+    _, (record,) = run(tmp_path, of, answer, rounds=1)
+    assert (record.attempt, record.replies) == (2, 1)
 
 
 # --- kills and resumes ------------------------------------------------------------------------------------------------
@@ -856,20 +955,67 @@ def central(*overrides: str, rounds: int = 2, model: str = TINY) -> Scenario:
 
 
 def test_charge_is_on_disk_before_anybody_is_asked(tmp_path):
-    """When a round's orders arrive at the grid, the round's event is already in events.jsonl."""
+    """When a round's orders arrive at the grid, the population's charge for it is already in the ledger."""
     of = central("server.spare_rounds=1", "server.min_replies=3", rounds=3)
-    seen: list[list[tuple[int, int]]] = []
+    ledger = tmp_path / "ledger.db"
+    seen: list[list[tuple[int, int, str]]] = []
+    grid = FakeGrid(CLIENTS, failing_in_round_one, before_push=lambda: seen.append(charged(ledger)))
+    run(tmp_path, of, grid, rounds=2)
+    one, lost, two = ((1, 1, "digits/population"), (1, 2, "digits/population"), (2, 1, "digits/population"))
+    assert seen == [[one], [one, lost], [one, lost, two]]  # the lost attempt is charged too
+    assert {(entry.run, entry.events) for entry in charges(ledger)} == {("r", plan(of).accounts[0].events)}
 
-    def before_push() -> None:
-        entries = read_entries(tmp_path / "events.jsonl")
-        seen.append([(entry.round, entry.attempt) for entry in entries])
 
-    run(tmp_path, of, FakeGrid(CLIENTS, failing_in_round_one, before_push=before_push), rounds=2)
-    assert seen == [[(1, 1)], [(1, 1), (1, 2)], [(1, 1), (1, 2), (2, 1)]]  # the lost attempt is charged too
-    entries = read_entries(tmp_path / "events.jsonl")
-    assert {(entry.run, entry.account, entry.event) for entry in entries} == {
-        ("r", POPULATION, plan(of).accounts[0].event)
-    }
+def test_a_good_round_is_committed_and_a_lost_one_expires(tmp_path):
+    """Round 1 is lost once and tried again, round 2 is good at once; each is settled before the next is charged."""
+    of = central("server.spare_rounds=1", "server.min_replies=3", rounds=3)
+    run(tmp_path, of, failing_in_round_one, rounds=2)
+    name = population_account(of)
+    assert settled(tmp_path / "ledger.db") == [
+        ("EXPIRE", 1, 1, name),
+        ("COMMIT", 1, 2, name),
+        ("COMMIT", 2, 1, name),
+    ]
+    assert kinds(tmp_path / "ledger.db") == ["GENESIS", "RESERVE"] + [
+        kind for what in ("EXPIRE", "COMMIT", "COMMIT") for kind in ("RESERVE", what)
+    ]
+
+
+def test_spent_population_is_not_asked(tmp_path):
+    """Two participations are left: round 3 is not begun, nobody is asked, and round 2 is measured as the last."""
+    of = central("server.spare_rounds=5", rounds=4)
+    admitted(tmp_path / "ledger.db", of, plan(of), participations=2)
+    grid = FakeGrid(CLIENTS, good)
+    with pytest.raises(BudgetSpentError, match=r"Round 3 was not begun: budget-spent\. The model so far is saved"):
+        run(tmp_path, of, grid)
+    assert grid.pushes == [4, 4]
+    assert len(charged(tmp_path / "ledger.db")) == 2
+    assert refused(tmp_path / "ledger.db") == [("r", "budget-spent")]
+    last = (tmp_path / "rounds.csv").read_text().splitlines()[-1].split(",")
+    assert last[0] == "2"
+    assert 0 <= float(last[4]) <= 1
+
+
+def test_population_of_which_nothing_fits_is_never_asked(tmp_path):
+    """The accountant admits no round of a budget of 1: one round at noise 1 would cost 4.38."""
+    of = central("privacy.budget=1.0", rounds=4)
+    Ledger.create(tmp_path / "ledger.db").close()
+    grid = FakeGrid(CLIENTS, good)
+    with pytest.raises(BudgetSpentError, match="Round 1 was not begun"):
+        run(tmp_path, of, grid)
+    assert grid.pushes == []
+    assert charged(tmp_path / "ledger.db") == []
+
+
+def test_coordinator_without_its_ledger_asks_nobody(tmp_path):
+    """Unit `client` is charged by the coordinator: without a ledger in the run's folder nothing begins."""
+    of = central()
+    grid = FakeGrid(CLIENTS, good)
+    with strategy_in(tmp_path, of) as (strategy, _):
+        (tmp_path / "ledger.db").unlink()
+        with pytest.raises(LedgerError, match="expected a ledger, got no file"):
+            strategy.start(grid, ArrayRecord(), num_rounds=1)
+    assert grid.pushes == []
 
 
 def failing_in_round_one(message: Message) -> Message:
@@ -879,20 +1025,21 @@ def failing_in_round_one(message: Message) -> Message:
 
 
 def test_killed_client_level_run_keeps_its_charges(tmp_path):
-    """The event of the lost attempt stays, and the attempt that follows has its own."""
+    """The charge of the lost attempt stays, unsettled, and the attempt that follows has its own."""
     of = central("server.spare_rounds=1", rounds=4)
     with pytest.raises(KilledError):
         run(tmp_path, of, dying_in(2))
     run(tmp_path, of, good, rounds=3)
-    entries = read_entries(tmp_path / "events.jsonl")
-    assert [(entry.round, entry.attempt) for entry in entries] == [(1, 1), (2, 1), (2, 2), (3, 1)]
+    name = population_account(of)
+    assert [entry[:2] for entry in charged(tmp_path / "ledger.db")] == [(1, 1), (2, 1), (2, 2), (3, 1)]
+    assert settled(tmp_path / "ledger.db") == [("COMMIT", *order, name) for order in [(1, 1), (2, 2), (3, 1)]]
 
 
 def test_clients_keep_their_own_accounts_otherwise(tmp_path):
-    """For the units `record` and `none` the coordinator writes no events."""
+    """For the units `record` and `none` the coordinator keeps no ledger."""
     for unit in ("record", "none"):
         run(tmp_path / unit, scenario("server.evaluate_every=9", unit=unit, rounds=2), good, rounds=1)
-        assert not (tmp_path / unit / "events.jsonl").exists()
+        assert not list((tmp_path / unit).glob("*ledger*"))
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -947,7 +1094,8 @@ def test_noise_is_added_to_an_empty_cohort_too(tmp_path):
     assert (records[0].cohort, records[0].replies, records[0].attempt) == (0, 0, 1)
     noise = (weights - first_weights(of).numpy()).astype(np.float64) * 4e-9  # q times the population
     assert abs(noise.std() - 2) < 5.5 * 2 / math.sqrt(2 * 9610)
-    assert [entry.round for entry in read_entries(tmp_path / "events.jsonl")] == [1]
+    assert [number for number, _, _ in charged(tmp_path / "ledger.db")] == [1]
+    assert [kind for kind, *_ in settled(tmp_path / "ledger.db")] == ["COMMIT"]
 
 
 def test_noise_is_added_when_everybody_fails(tmp_path):
@@ -967,7 +1115,8 @@ def test_no_noise_is_added_where_the_clients_add_theirs(tmp_path):
 
 def test_client_level_run_in_full(tmp_path):
     """Poisson cohorts to the last round: each round is charged once, and the figure is that of all of them."""
-    of = scenario("server.cohort=2", "privacy.delta=1e-5", unit="client", rounds=6)
+    of = scenario("server.cohort=2", "privacy.delta=1e-5", "privacy.budget=100.0", unit="client", rounds=6)
+    Ledger.create(tmp_path / "ledger.db").close()  # whose account and run the strategy opens itself
     _, records = run(tmp_path, of, good)
-    assert [entry.round for entry in read_entries(tmp_path / "events.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [number for number, _, _ in charged(tmp_path / "ledger.db")] == [1, 2, 3, 4, 5, 6]
     assert records[-1].epsilon_max == epsilon_of(of, times=6)

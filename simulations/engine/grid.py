@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from copy import deepcopy
+from typing import Protocol
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict, UserConfig
@@ -21,12 +22,21 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from client.app import REFUSED, order_in, reservation
-from client.budget import Budget
 from common.errors import WireError
 from common.messages import Order, Refusal
 from simulations.engine.executors import Executor, identify
 
 POLL_S = 0.2
+
+
+class Accounts(Protocol):
+    """Where orders are charged before they are carried out; `client.budget.Budget` is one."""
+
+    def reserve(self, orders: Sequence[Order]) -> list[Refusal | None]:
+        """Charge orders durably; for each None, or why not."""
+
+    def settle(self, trained: Sequence[Order], failed: Sequence[Order] = ()) -> None:
+        """Say which orders were carried out."""
 
 
 class InProcessGrid(Grid):
@@ -44,7 +54,7 @@ class InProcessGrid(Grid):
         clients: int,
         executor: Executor,
         node_config: Callable[[int], UserConfig],
-        budget: Budget | None = None,
+        budget: Accounts | None = None,
     ) -> None:
         """Connect `clients` clients, whose configuration is `node_config(client)`."""
         identify()
