@@ -111,6 +111,7 @@ def show(table: Mapping[str, Any]) -> None:
     most = groups[0][0]
     console.print(f"Each ε protects one {most['unit']}, at δ = {most['delta']:g}, {most['adjacency']} adjacency.")
     console.print(in_words(most))
+    console.print("What is left is counted by the filter, which admits every run after an account's first.")
     for entry in table.get("entries", []):
         console.print(_entry_in_words(entry), soft_wrap=True, highlight=False)
     console.print(f"{table['size']} entries, root {table['root']}", soft_wrap=True)

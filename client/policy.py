@@ -228,7 +228,10 @@ def describe(policy: Policy) -> dict[str, Any]:
 
 
 def largest_posterior(epsilon: float) -> float:
-    """Return how sure an even guess can become: e^epsilon / (1 + e^epsilon), save with probability delta."""
+    """Return how sure an even guess can become by epsilon alone: e^epsilon / (1 + e^epsilon).
+
+    Delta adds the chance, of its own order, that the guess becomes surer than that.
+    """
     return 1 / (1 + math.exp(-epsilon))
 
 
@@ -243,7 +246,7 @@ def in_words(policy: Policy) -> list[str]:
 {policy.owner} protects {whom} of {data.lineage!r}, version {data.version}: {many}, a public number.
 In all runs together: epsilon at most {budget.epsilon} (adjacency {budget.adjacency}, delta {budget.delta}): \
 who holds it for 50 % likely that a certain {policy.unit} is in the data becomes at most {_odds(budget.epsilon)} sure, \
-save with probability delta.
+but for a chance of about delta.
 In one run: epsilon at most {budget.epsilon_per_run}, so that 50 % becomes at most {_odds(budget.epsilon_per_run)}.
 In one step: noise of at least {limits.min_noise_multiplier} times the bound on what one {policy.unit} adds, \
 a bound of at most {limits.max_grad_norm}, and at most {limits.max_steps_per_round} steps a round.

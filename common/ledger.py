@@ -147,7 +147,7 @@ class Ledger:
                     write(drafts.close(name, run, account.runs[run].charged))
 
     def audited(self, account: str, run: str, findings: Mapping[str, str]) -> None:
-        """Note what an empirical audit of a run found."""
+        """Note what an empirical audit of a run found: texts under names of ASCII letters."""
         with self._log.writing() as write:
             write(
                 lambda sequence, time_ms: Audit(

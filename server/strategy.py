@@ -6,7 +6,7 @@ Shapes: P is the number of parameters.
                     -> evaluate -> rounds.csv -> checkpoint
 
 Only messages of Flower's kind go through the `Grid`, so that the same strategy runs in process, on Ray and on a
-SuperLink.
+SuperLink. It is longer than most modules: the loop, and the methods that Flower expects of it, read best in one place.
 """
 
 import logging

@@ -15,7 +15,7 @@ because what is asked of a ledger and how it is shown stand beside each other.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,20 @@ from simulations.single_plan import check_plan, plan_of
 if TYPE_CHECKING:
     from common.transparency.books import Books
 
+FEW = 3  # clients that are named
+LISTED = 10  # clients that run out and are listed; the others are counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhaustion:
+    """Who is asked more often than the ledger admits, when no round is lost.
+
+    Args:
+        runs_out: client and first round that it refuses, the earliest first; under unit `client` all share one account.
+        last_possible_round: the last round in which enough of the cohort may train, 0 when there is none.
+    """
+
+    runs_out: tuple[tuple[int, int], ...]
     last_possible_round: int
 
 

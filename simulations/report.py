@@ -41,10 +41,8 @@ class Course:
     """How a run went, as its folder tells.
 
     Args:
-        scenario: what was to be done.
-        plan: what was to be spent.
-        rounds: a line a round, as in rounds.csv; None before the first.
-        done: how many rounds are.
+        scenario, plan: what was to be done, and to be spent.
+        rounds: a line a round, as in rounds.csv, or None before the first; `done` is how many.
         attempts: how many rounds were begun, those that were lost included.
         refused: orders that clients turned down, or None where that is not for every reader.
     """
@@ -146,8 +144,8 @@ def _course(folder: Path) -> Course:
 
 
 def _table(path: Path) -> pd.DataFrame | None:
-    table = pd.read_csv(path) if path.exists() else None
-    return None if table is None or table.empty else table
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    return None if table.empty else table
 
 
 def _spread(ledger: LedgerFacts | None, course: Course | None) -> dict[str, Any] | None:
@@ -189,12 +187,9 @@ def _trade_off(odds: Odds) -> Markup:
 
 
 def _environment() -> Environment:
+    templates = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     filters = (up, down, percent_up, small, one_in, when, count)
     environment.filters.update({made.__name__: made for made in filters})

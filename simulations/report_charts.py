@@ -5,6 +5,7 @@ page. Colours are the page's own: a chart follows its light, dark and printed fo
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -48,7 +49,7 @@ _STYLE: dict[Any, Any] = {
     "legend.handlelength": 1.4,
 }
 _PENS = ((ACCENT, "-"), (OTHER, "--"))
-_WIDE, _NARROW = (8.4, 3.0), (3.6, 2.5)  # inches
+_WIDE, _NARROW = (8.4, 3.0), (3.2, 2.3)  # inches
 
 
 def of_odds(odds: Odds, *, words: str) -> str:
@@ -78,6 +79,8 @@ def of_rounds(rounds: pd.DataFrame) -> list[tuple[str, str]]:
         lines = _lines(rounds, column)
         if lines:
             numbers, values = next(iter(lines.values()))
+            if column == "epsilon_max":
+                values = [math.ceil(1000 * value) / 1000 for value in values]  # what is spent is rounded up
             label = f"{caption}: {values[0]:.4g} in round {numbers[0]}, {values[-1]:.4g} in round {numbers[-1]}."
             drawn.append((over_rounds(f"rounds-{column}", lines=lines, axis=axis, top=top, label=label), label))
     return drawn

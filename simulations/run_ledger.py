@@ -52,7 +52,7 @@ def refuse_other_split(books: Books, scenario: Scenario) -> None:
         terms = account.terms[-1]
         if terms.lineage == scenario.data.dataset and terms.version != split_of(scenario):
             raise PlanRefusedError(
-                f"The ledger's accounts of {terms.lineage} are for '{terms.version}' (account {name}), and the scenario "
+                f"The ledger's accounts of {terms.lineage} are for '{terms.version}' (such as {name}), the scenario "
                 f"is for '{split_of(scenario)}': a record would be in two accounts, and neither would know all that "
                 f"it spent. Keep data, seed and unit as they were, or name another --ledger."
             )

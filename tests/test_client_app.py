@@ -244,8 +244,9 @@ def test_a_reservation_in_the_message_does_not_count(node):
 
 
 def test_an_order_for_another_client_is_refused(node):
-    """A client has its own records only."""
+    """A client has its own records only; an order that was misdirected costs it nothing."""
     assert word(ask(node, order(client=1, mechanism=PLAN.mechanism(1)))) == Refusal.NOT_IN_PLAN.value
+    assert is_empty(ledger(node)) or charged(ledger(node)) == []
 
 
 def test_failures_leave_as_one_word_without_data(node, caplog):

@@ -4,6 +4,7 @@ The kills are real (SIGKILL) and in the middle of real orders: see `crashing_nod
 that a disk keeps what it said it keeps is the disk's word, and SQLite's.
 """
 
+import functools
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import crashing_node
 import pytest
 
 from common.ledger import Ledger
+from common.privacy import accounting
 from common.transparency import export, verification
 
 DEFAULT = {"calls": [(number + 0.5) / 20 for number in range(20)]}
@@ -25,6 +27,12 @@ MANY = {
     "times": [_CHANCE.random() * 0.9 for _ in range(50)],
 }
 ADMITTED = 3  # two rounds and a spare one
+
+
+@pytest.fixture(autouse=True)
+def _count_each_history_once(monkeypatch):
+    """The accountants are pure and slow, and all nodes spend alike."""
+    monkeypatch.setattr(accounting, "check", functools.lru_cache(accounting.check))
 
 
 def killed_at(folder, points):

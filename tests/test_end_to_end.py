@@ -377,13 +377,11 @@ def test_several_seeds_report_mean_spread_and_what_they_spend_together(tmp_path)
 def test_several_seeds_on_one_ledger_are_refused(tmp_path):
     """Another seed is another split: no account would know all that a record spent."""
     with pytest.raises(BadInputError, match="--ledger: expected it without --seeds, got both"):
-        campaign.run(
-            parse(RECORD), out=tmp_path / "runs", seeds=2, ledger=tmp_path / "owners.db", watcher=Observer()
-        )
+        campaign.run(parse(RECORD), out=tmp_path / "runs", seeds=2, ledger=tmp_path / "owners.db", watcher=Observer())
     assert list(tmp_path.iterdir()) == []
 
 
-# --- a ledger that several runs share -----------------------------------------------------------------------------------
+# --- a ledger that several runs share ---------------------------------------------------------------------------------
 
 # Its four rounds spend 3.597, with the two spares 3.999: as part of a lifetime of 5, PLD would allow it nearly twice.
 SHARED = SMALL.replace("rounds = 8", "rounds = 4").replace("evaluate_every = 2", "evaluate_every = 3")
@@ -559,7 +557,7 @@ def test_a_ledger_that_does_not_read_is_refused_before_anything_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
-# --- older copies of a ledger -------------------------------------------------------------------------------------------
+# --- older copies of a ledger -----------------------------------------------------------------------------------------
 
 
 def copy(ledger: Path, to: Path) -> None:
@@ -605,7 +603,7 @@ def test_a_resume_on_a_ledger_from_before_the_run_is_refused(tmp_path, unit):
 
 @pytest.mark.parametrize("unit", ["record", "client"])
 def test_a_resume_on_a_ledger_from_earlier_in_the_run_is_refused(tmp_path, unit):
-    """The copy was made after round 1, the run died after round 3: with the copy, two rounds would be spent for free."""
+    """The copy was made after round 1, the run died after round 3: with it, two rounds would be spent for free."""
     text = {"record": RECORD, "client": CLIENT}[unit].replace("rounds = 8", "rounds = 5")
     ledger = tmp_path / "run" / "ledger.db"
     watcher = AfterRound(round_1=lambda: copy(ledger, tmp_path / "copy.db"), round_3=die)
@@ -625,7 +623,11 @@ def test_a_resume_on_the_run_s_own_ledger_goes_on(tmp_path, unit):
         run(text, tmp_path / "run", watcher=AfterRound(round_2=die))
     outcome = resume(tmp_path / "run", None, watcher=Observer())
     assert outcome.rounds == 3
-    assert [number for number, _, account in charged(tmp_path / "run" / "ledger.db") if account[-1] in "0n"] == [1, 2, 3]
+    assert [number for number, _, account in charged(tmp_path / "run" / "ledger.db") if account[-1] in "0n"] == [
+        1,
+        2,
+        3,
+    ]
 
 
 @pytest.mark.slow

@@ -448,7 +448,7 @@ def test_without_a_budget_nothing_is_reserved():
     assert dict(state) == {}
 
 
-# --- what became of charged orders --------------------------------------------------------------------------------------
+# --- what became of charged orders ------------------------------------------------------------------------------------
 
 
 def test_a_round_is_committed_in_one_write_after_its_last_answer(path, account):
@@ -500,7 +500,7 @@ def test_each_round_is_settled_on_its_own(path, account):
 
 @pytest.mark.parametrize("why", ["silent", "late"])
 def test_an_order_without_an_answer_holds_back_no_other_s_commit(path, account, why):
-    """Client 1 never answers, or its time was over before it was asked: the others' orders are committed all the same.
+    """Client 1 never answers, or its time was over before it was asked: the others' orders are committed.
 
     What they did is in the model, and the ledger must not say that nothing was heard of it.
     """

@@ -737,9 +737,11 @@ def spent_from(number: int, *, clients: tuple[int, ...] = (0, 1, 2, 3)) -> Answe
     return answer
 
 
-def test_run_ends_when_every_client_s_budget_is_spent(tmp_path):
+@pytest.mark.parametrize("min_replies", [0, 1])
+def test_run_ends_when_every_client_s_budget_is_spent(tmp_path, min_replies):
     """All four say so in round 3: the run stops there, no spare is tried, and the checkpoint is that of round 2."""
-    of = scenario("server.spare_rounds=5", "server.evaluate_every=9", unit="record", rounds=4)
+    settings = (f"server.min_replies={min_replies}", "server.spare_rounds=5", "server.evaluate_every=9")
+    of = scenario(*settings, unit="record", rounds=4)
     grid = FakeGrid(CLIENTS, spent_from(3))
     with pytest.raises(BudgetSpentError, match=r"Round 3: all 4 clients said budget-spent\. The model so far is saved"):
         run(tmp_path, of, grid)
@@ -773,6 +775,15 @@ def test_budget_spent_in_the_first_round_leaves_no_checkpoint(tmp_path):
         run(tmp_path, of, grid)
     assert grid.pushes == [4]
     assert not (tmp_path / "rounds.csv").exists()
+
+
+@pytest.mark.parametrize("spare_rounds", [0, 2])
+def test_run_whose_budget_is_spent_says_so_again_when_it_is_resumed(tmp_path, spare_rounds):
+    """Whether the plan has spares or not, the reason is the budget: more spares would not help."""
+    of = scenario(f"server.spare_rounds={spare_rounds}", "server.evaluate_every=9", unit="record", rounds=4)
+    for _ in range(2):
+        with pytest.raises(BudgetSpentError, match="Round 2: all 4 clients said budget-spent"):
+            run(tmp_path, of, spent_from(2))
 
 
 def test_clients_that_have_budget_left_go_on_without_the_others(tmp_path):

@@ -41,7 +41,8 @@ def split_of(scenario: Scenario) -> str:
     """Say in words how the records are shared out: another split puts a record into another account."""
     data = scenario.data
     alpha = f" {data.alpha:g}" if data.partition == "dirichlet" else ""
-    return f"{data.partition}{alpha} among {data.clients}, seed {scenario.run.seed}, unit {scenario.privacy.unit}"
+    unit = scenario.privacy.unit_column or scenario.privacy.unit
+    return f"{data.partition}{alpha} among {data.clients}, seed {scenario.run.seed}, unit {unit}"
 
 
 def _terms(scenario: Scenario, account: Account, *, owner: str) -> Terms:

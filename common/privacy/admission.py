@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from common.privacy.accounting import epsilon
+from common.errors import AccountingError
+from common.privacy.accounting import epsilon, renyi_epsilon
 from common.privacy.events import History, merged
 from common.privacy.renyi_filter import admissible, admissible_by_pld, filter_epsilon, filter_order
 from common.transparency.books import Account
@@ -25,7 +26,7 @@ class Admission:
     Args:
         participations: from 0 to what was wanted.
         gate: which figure decided.
-        epsilon: of the account when all of it has happened, by PLD.
+        epsilon: of the account when all of it has happened, by PLD, or by RDP where PLD cannot answer.
         filter_epsilon: the same by the Rényi filter.
     """
 
@@ -72,6 +73,13 @@ def _admission(held: History, events: History, *, wanted: int, budget: float, de
     return Admission(
         participations=count,
         gate=gate,
-        epsilon=epsilon(total, delta=delta),
+        epsilon=_figure(total, delta=delta),
         filter_epsilon=filter_epsilon(total, order=order, delta=delta),
     )
+
+
+def _figure(history: History, *, delta: float) -> float:
+    try:
+        return epsilon(history, delta=delta)
+    except AccountingError:  # PLD cannot answer, and says so where it is asked for a verdict
+        return renyi_epsilon(history, delta=delta)

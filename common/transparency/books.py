@@ -5,8 +5,9 @@ raises ValueError and changes nothing.
 """
 
 from dataclasses import dataclass, field
+from typing import get_args
 
-from common.privacy.events import History
+from common.privacy.events import History, Unit
 from common.transparency.entries import PLAN_ROUND, Audit, Entry, Opening, Refuse, Reserve, Settle, Terms
 
 OrderKey = tuple[int, int]  # round, attempt
@@ -62,11 +63,18 @@ class Account:
         )
 
 
+def _covers(event: Unit, account: Unit) -> bool:
+    """Whether what protects one unit protects the other: a person has records, a client has persons."""
+    units = get_args(Unit)  # from the smallest on
+    return units.index(event) >= units.index(account)
+
+
 class Books:
     """All accounts of a ledger.
 
     Guarantees:
         An order is charged when it is reserved, and nothing that follows takes that back.
+        No event protects less than the account's unit.
         An account's run is never charged more often than was reserved for it, nor for other events.
         The same order (account, run, round, attempt) is reserved once.
         Sequence numbers have no gap and time does not run backwards.
@@ -108,6 +116,9 @@ class Books:
         account = self._account(entry)
         if entry.policy != account.terms[-1].policy:
             raise ValueError("policy: it is not the one in force")
+        narrower = [event.unit for event in entry.events if not _covers(event.unit, account.terms[-1].unit)]
+        if narrower:
+            raise ValueError(f"events: unit {narrower[0]} does not protect the account's {account.terms[-1].unit}")
         if entry.round == PLAN_ROUND:
             if entry.run in account.runs:
                 raise ValueError(f"run {entry.run} is reserved a second time")

@@ -36,6 +36,7 @@ class Balance:
         filter_epsilon: by the Rényi filter that admits every run after the first; None before the first run.
         budget: lifetime epsilon.
         runs: how many have charged it.
+        left: epsilon that the next run may take, by the filter; what open runs have reserved is taken already.
     """
 
     account: str
@@ -43,12 +44,7 @@ class Balance:
     filter_epsilon: float | None
     budget: float
     runs: int
-
-    @property
-    def left(self) -> float:
-        """Epsilon that is left, by the figure that admits the next run."""
-        spent = self.filter_epsilon if self.runs and self.filter_epsilon is not None else 0.0
-        return max(self.budget - spent, 0.0)
+    left: float
 
 
 def verify(
@@ -96,19 +92,25 @@ def balances(statement: Statement, *, watch: Watch | None = None) -> list[Balanc
             raise LedgerError(f"The ledger cannot be counted: {error}") from error
         if watch is not None:
             watch(done, len(distinct))
-    result = []
-    for name, account in accounts.items():
-        order, delta = account_order(account), account.terms[-1].delta
-        result.append(
-            Balance(
-                account=name,
-                verdict=asked[histories[name], delta],
-                filter_epsilon=None if order is None else filter_epsilon(histories[name], order=order, delta=delta),
-                budget=account.terms[-1].budget,
-                runs=sum(run.charged > 0 for run in account.runs.values()),
-            )
-        )
-    return result
+    return [
+        _balance(name, account, asked[histories[name], account.terms[-1].delta]) for name, account in accounts.items()
+    ]
+
+
+def _balance(name: str, account: Account, verdict: Verdict) -> Balance:
+    order, terms = account_order(account), account.terms[-1]
+
+    def by_filter(history: History) -> float | None:
+        return None if order is None else filter_epsilon(merged(history), order=order, delta=terms.delta)
+
+    return Balance(
+        account=name,
+        verdict=verdict,
+        filter_epsilon=by_filter(account.spent()),
+        budget=terms.budget,
+        runs=sum(run.charged > 0 for run in account.runs.values()),
+        left=max(terms.budget - (by_filter(account.held()) or 0.0), 0.0),
+    )
 
 
 def _continues(statement: Statement, note: str) -> None:
@@ -128,13 +130,16 @@ def _continues(statement: Statement, note: str) -> None:
 
 
 def _within_budget(account: Account, balance: Balance) -> None:
-    """Nothing was charged since the last charge, so that what it was allowed is what all must keep to."""
+    """What the account had spent at its last charge, which is all, is within what its owner allowed then."""
     terms = account.terms_at_last_charge
     if terms is None:
         return
-    spent = balance.verdict.reported
-    if balance.runs > 1 and balance.filter_epsilon is not None and terms.delta == account.terms[-1].delta:
-        spent = max(spent, balance.filter_epsilon)
+    history, order = merged(account.spent()), account_order(account)
+    is_current = terms.delta == account.terms[-1].delta
+    verdict = balance.verdict if is_current else accounting.check(history, delta=terms.delta)
+    spent = verdict.reported
+    if balance.runs > 1 and order is not None:
+        spent = max(spent, filter_epsilon(history, order=order, delta=terms.delta))
     if not spent <= terms.budget * SLACK:
         raise LedgerError(
             f"Account {balance.account} does not add up: it spent epsilon {spent:.4f} and its owner allowed "
