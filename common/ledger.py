@@ -82,12 +82,20 @@ class Ledger:
         return note
 
     def open_accounts(self, terms: Mapping[str, Terms]) -> None:
-        """Open accounts that are not there yet; where the terms are others than before, note the change."""
+        """Open accounts that are not there yet; where the terms are others than before, note the change.
+
+        Terms that allow less end the account's open runs: what they had reserved was decided under the old ones.
+        """
         with self._log.writing() as write:
-            for account, wanted in terms.items():
-                known = self._log.books.accounts.get(account)
-                if known is None or known.terms[-1] != wanted:
-                    write(drafts.opening(account, wanted, is_change=known is not None))
+            for name, wanted in terms.items():
+                known = self._log.books.accounts.get(name)
+                if known is None:
+                    write(drafts.opening(name, wanted, is_change=False))
+                elif known.terms[-1] != wanted:
+                    if wanted.budget < known.terms[-1].budget or wanted.delta < known.terms[-1].delta:
+                        for run in [run for run, one in known.runs.items() if not one.is_closed]:
+                            _close(write, name, known, run)
+                    write(drafts.opening(name, wanted, is_change=True))
 
     def begin_run(self, run: str, shares: Mapping[str, Share]) -> dict[str, Admission]:
         """Reserve a run on its accounts, as much of it as fits; return what was decided now.
@@ -125,12 +133,17 @@ class Ledger:
         return answers
 
     def settle(self, committed: Sequence[Charge], expired: Sequence[Charge] = ()) -> None:
-        """Say which charged orders were carried out, and of which nothing more will be heard."""
+        """Say which charged orders were carried out, and of which nothing more will be heard.
+
+        Where a run was closed meanwhile its orders have expired, and stay so.
+        """
         with self._log.writing() as write:
             for charge in committed:
-                write(drafts.commit(charge))
+                if not self._is_over(charge):
+                    write(drafts.commit(charge))
             for charge in expired:
-                write(drafts.expire(charge.account, charge.run, charge.round, charge.attempt))
+                if not self._is_over(charge):
+                    write(drafts.expire(charge.account, charge.run, charge.round, charge.attempt))
 
     def refuse(self, charge: Charge, word: Refusal) -> None:
         """Note that an order or a run was turned down."""
@@ -142,9 +155,7 @@ class Ledger:
         with self._log.writing() as write:
             for name, account in self._log.books.accounts.items():
                 if run in account.runs and not account.runs[run].is_closed:
-                    for number, attempt in sorted(account.runs[run].unsettled):
-                        write(drafts.expire(name, run, number, attempt))
-                    write(drafts.close(name, run, account.runs[run].charged))
+                    _close(write, name, account, run)
 
     def audited(self, account: str, run: str, findings: Mapping[str, str]) -> None:
         """Note what an empirical audit of a run found: texts under names of ASCII letters."""
@@ -154,6 +165,10 @@ class Ledger:
                     sequence=sequence, time_ms=time_ms, account=account, run=run, findings=findings
                 )
             )
+
+    def _is_over(self, charge: Charge) -> bool:
+        run = self._account(charge.account).runs.get(charge.run)
+        return run is not None and run.is_closed
 
     def _account(self, name: str) -> Account:
         if name not in self._log.books.accounts:
@@ -180,6 +195,12 @@ class Ledger:
         if account is None or len(account.refusals) >= MAX_REFUSALS or _has_refused(account, charge.run, word):
             return
         write(drafts.refuse(charge, word.value))
+
+
+def _close(write: Write, name: str, account: Account, run: str) -> None:
+    for number, attempt in sorted(account.runs[run].unsettled):
+        write(drafts.expire(name, run, number, attempt))
+    write(drafts.close(name, run, account.runs[run].charged))
 
 
 def _has_refused(account: Account, run: str, word: Refusal) -> bool:

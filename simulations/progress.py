@@ -164,8 +164,9 @@ def show(campaign: Campaign) -> None:
 def _show_outcome(console: Console, outcome: Outcome, campaign: Campaign) -> None:
     if outcome.epsilon is not None:
         console.print(_spent(outcome, campaign))
+        unit = campaign.plan.accounts[0].event.unit
         console.print(
-            f"Each figure holds for one {campaign.plan.accounts[0].event.unit}, at δ = {outcome.delta:g}, zero-out adjacency. "
+            f"Each figure holds for one {unit}, at δ = {outcome.delta:g}, zero-out adjacency. "
             f"Reserved, with spare rounds: ε {campaign.plan.epsilon_reserved:.3f}."
         )
     if outcome.lifetime_epsilon is not None and outcome.lifetime_epsilon != outcome.epsilon:

@@ -58,7 +58,7 @@ def filled(path: Path) -> Ledger:
     9 POLICY_CHANGE | 10 AUDIT | 11 RESERVE run, 12 RESERVE run | 13 RESERVE order
     """
     ledger = Ledger.create(path)
-    ledger.open_accounts({"a": terms(), "b": terms(lineage="oncology", unit="person")})
+    ledger.open_accounts({"a": terms(), "b": terms(lineage="oncology")})
     ledger.begin_run("r", {"a": share(2)})
     ledger.reserve([charge(1), charge(2), charge(3)])
     ledger.settle([charge(1)], [charge(2)])

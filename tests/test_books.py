@@ -1,6 +1,7 @@
 """Books: the rules by which entries add up, and that a refused entry changes nothing."""
 
 import copy
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -253,6 +254,45 @@ def test_a_change_of_policy_keeps_what_was_spent():
     apply(books, order(2, policy=OTHER_POLICY))
     assert account.spent() == (EVENTS[0].times(2),)
     assert account.terms_at_last_charge == account.terms[1]
+
+
+UNITS = ("record", "person", "client")
+
+
+@pytest.mark.parametrize("account_unit", UNITS)
+@pytest.mark.parametrize("event_unit", UNITS)
+def test_an_event_protects_at_least_the_unit_of_its_account(account_unit, event_unit):
+    """What protects a person protects each of its records, and not the other way round: record, person, client."""
+    opened = drafts.opening("a", terms(unit=account_unit), is_change=False)
+    events = (dataclasses.replace(EVENTS[0], unit=event_unit),)
+    if UNITS.index(event_unit) >= UNITS.index(account_unit):
+        books = books_of(opened, run_of(1, events=events), order(1, events=events))
+        assert books.accounts["a"].spent() == events
+    else:
+        words = f"unit {event_unit} does not protect the account's {account_unit}"
+        refuse(books_of(opened), run_of(1, events=events), words)
+        refuse(books_of(opened), run_of(1, events=(*events, dataclasses.replace(METRICS, unit="client"))), words)
+
+
+def test_an_account_that_was_charged_for_records_never_protects_persons():
+    """What was charged so far says nothing about them; before any charge, and for a smaller unit, it may change."""
+    person = drafts.opening("a", terms(unit="person"), is_change=True)
+    apply(books_of(OPEN), person)
+    apply(books_of(OPEN, run_of(1), drafts.close("a", "r", 0)), person)
+    refuse(books_of(OPEN, run_of(1)), person, "unit: what was charged so far protects a record and no person")
+    refuse(books_of(OPEN, run_of(1), order(1)), person, "unit: what was charged so far protects a record")
+    events = (dataclasses.replace(EVENTS[0], unit="person"),)
+    opened = drafts.opening("a", terms(unit="person"), is_change=False)
+    apply(
+        books_of(opened, run_of(1, events=events), order(1, events=events)),
+        drafts.opening("a", terms(), is_change=True),
+    )
+
+
+def test_an_account_is_about_one_lineage():
+    """Other data have an account of their own."""
+    other = drafts.opening("a", terms(lineage="oncology"), is_change=True)
+    refuse(books_of(OPEN, run_of(1)), other, "lineage: the account is about cardiology")
 
 
 @pytest.mark.parametrize("step", [-1, 1, 5])

@@ -280,6 +280,25 @@ def test_a_lowered_budget_holds_at_once(ledger):
     verification.verify(statement(ledger.path))
 
 
+def test_terms_that_allow_more_leave_open_runs_open(ledger):
+    """A raised budget, or the same one under another name, takes nothing from who has reserved already."""
+    ledger.begin_run("r", {"a": share(4)})
+    ledger.open_accounts({"a": terms(budget=3.0, policy=OTHER_POLICY)})
+    ledger.open_accounts({"a": terms(budget=3.0, version="2")})
+    assert ledger.reserve([charge(1)]) == [None]
+
+
+def test_an_order_that_is_under_way_when_its_run_ends_is_charged_and_settled_in_silence(ledger):
+    """Lower terms, or the end of the run, meet an order in training: it has expired, and its report changes nothing."""
+    ledger.begin_run("r", {"a": share(4)})
+    ledger.reserve([charge(1), charge(2)])
+    ledger.end_run("r")
+    before = ledger.checkpoint
+    ledger.settle([charge(1)], [charge(2)])
+    assert ledger.checkpoint == before
+    assert ledger.books.accounts["a"].spent() == times(2)
+
+
 # Refusals and audits
 
 
@@ -632,7 +651,7 @@ def test_a_ledger_that_is_replaced_while_open_is_refused(ledger, path):
 
 
 def test_entries_that_vanish_while_a_ledger_is_open_are_missed(ledger, path):
-    """Rolled back in place, to fewer entries and an older checkpoint, it charges nothing more."""
+    """Rolled back in place, to fewer entries and an older checkpoint, it does not charge as if nothing had happened."""
     ledger.begin_run("r", {"a": share(3)})
     ledger.reserve([charge(1)])
     ledger.reserve([charge(2)])
@@ -640,8 +659,6 @@ def test_entries_that_vanish_while_a_ledger_is_open_are_missed(ledger, path):
     sql(path, "DELETE FROM entries WHERE sequence = 3", "DELETE FROM checkpoints WHERE size = 4")
     with pytest.raises(LedgerError, match="not whole"):
         ledger.reserve([charge(3)])
-    with pytest.raises(LedgerError, match="not whole"):
-        _ = ledger.books
 
 
 # The clock

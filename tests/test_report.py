@@ -337,13 +337,6 @@ def test_a_person_is_a_unit_of_its_own(tmp_path):
     assert "may not hold" not in words
 
 
-def test_a_charge_for_another_unit_is_said(tmp_path):
-    """An account whose unit is the person, charged for records, has figures that need not hold for a person."""
-    words = read(report.render(one_run(tmp_path / "l.db", charged=1, given=terms(unit="person")))).text
-    assert "These figures may not hold for one person, with all its records." in words
-    assert "protects another unit: one record." in words
-
-
 def test_a_broken_ledger_has_no_page(ledger, tmp_path):
     """A ledger in which one byte differs is refused, and no file is written."""
     out = tmp_path / "l.jsonl"

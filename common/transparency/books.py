@@ -106,11 +106,19 @@ class Books:
 
     def _open(self, entry: Opening) -> None:
         if entry.is_change:
-            self._account(entry).terms.append(entry.terms)
+            self._change(self._account(entry), entry.terms)
         elif entry.account in self.accounts:
             raise ValueError(f"account {entry.account} is opened a second time")
         else:
             self.accounts[entry.account] = Account(terms=[entry.terms])
+
+    def _change(self, account: Account, terms: Terms) -> None:
+        if terms.lineage != account.terms[-1].lineage:
+            raise ValueError(f"lineage: the account is about {account.terms[-1].lineage}; another needs one of its own")
+        narrower = [event.unit for event in account.held() if not _covers(event.unit, terms.unit)]
+        if narrower:
+            raise ValueError(f"unit: what was charged so far protects a {narrower[0]} and no {terms.unit}")
+        account.terms.append(terms)
 
     def _reserve(self, entry: Reserve) -> None:
         account = self._account(entry)
