@@ -96,14 +96,14 @@ def show(table: Mapping[str, Any]) -> None:
 
     console = Console()
     grid = Table(title="What was spent", title_justify="left")
-    for heading in ("account", "runs", "ε spent", "ε at the filter", "budget", "left", "refusals"):
-        grid.add_column(heading, justify="left" if heading == "account" else "right")
+    grid.add_column("account", no_wrap=True, min_width=20)
+    for heading in ("alike", "runs", "refused", "ε", "filter", "budget", "left"):
+        grid.add_column(heading, justify="right")
     groups = _alike(table["accounts"])
     for account, names in groups[:MANY]:
         grid.add_row(
-            names[0] if len(names) == 1 else f"{names[0]} … ({len(names)} alike)", str(account["runs"]),
-            f"{account['epsilon']:.3f}", _number(account["filter_epsilon"]), f"{account['budget']:g}",
-            f"{account['left']:.3f}", str(account["refusals"]),
+            names[0], str(len(names)), str(account["runs"]), str(account["refusals"]), f"{account['epsilon']:.3f}",
+            _number(account["filter_epsilon"]), f"{account['budget']:g}", f"{account['left']:.3f}",
         )  # fmt: skip
     if len(groups) > MANY:
         grid.caption = f"the {MANY} that spent most, of {len(groups)} kinds; --json has all"

@@ -168,6 +168,7 @@ def _forget_epsilons() -> None:
     from common.privacy import accounting
 
     accounting.epsilon.cache_clear()
+    accounting.check.cache_clear()
 
 
 def _figure(figures: Sequence[float], *, target: float) -> dict[str, Any]:

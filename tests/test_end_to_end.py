@@ -51,7 +51,7 @@ engine = {kind = "sequential"}
 """
 NONE = SMALL + 'privacy = {unit = "none"}\n'
 RECORD = SMALL + "privacy = {epsilon = 8.0}\n"
-CLIENT = SMALL.replace("[4, 4, 4]", "[2, 2, 2]") + 'privacy = {unit = "client", epsilon = 8.0, delta = 0.05}\n'
+CLIENT = SMALL.replace("[4, 4, 4]", "[2, 2, 2]") + 'privacy = {unit = "client", noise_multiplier = 2.0, delta = 0.05}\n'
 
 
 def run(text: str, folder: Path, *, ledger: Path | None = None, watcher: Observer | None = None) -> Outcome:
@@ -167,7 +167,7 @@ def test_without_privacy_a_seed_repeats_a_run_and_another_does_not(tmp_path):
 def test_with_privacy_a_seed_does_not_repeat_a_run(tmp_path):
     """Noise never comes from the seed."""
     for name in ("a", "b"):
-        run(RECORD.replace("rounds = 8", "rounds = 1"), tmp_path / name)
+        run(RECORD.replace("rounds = 8", "rounds = 2"), tmp_path / name)
     assert not equal(tmp_path / "a", tmp_path / "b")
 
 
@@ -286,7 +286,7 @@ def test_a_private_run_killed_in_mid_round_charges_the_lost_round_and_runs_it_as
 
 def test_a_run_that_dies_too_often_stops_before_it_overspends(tmp_path):
     """When the spares are used up the run refuses to go on, and the budget holds; the lost round stays charged."""
-    text = RECORD.replace("evaluate_every = 2", "spare_rounds = 0, evaluate_every = 2")
+    text = RECORD.replace("evaluate_every = 2", "spare_rounds = 0").replace("rounds = 8", "rounds = 4")
     with pytest.raises(KilledError):
         run(text, tmp_path / "run", watcher=Dying(answers=9))  # of the third round's four, the first came
     with pytest.raises(RunFailedError, match=r"Round 3: 1 rounds were lost so far and server\.spare_rounds is 0"):
@@ -341,7 +341,7 @@ def test_a_finished_run_resumes_to_the_same_figures(tmp_path):
 def test_a_resume_with_another_scenario_is_refused(change, tmp_path):
     """What decides the result may not change in mid-run; the key is named."""
     folder = tmp_path / "run"
-    run(RECORD.replace("rounds = 8", "rounds = 1"), folder)
+    run(RECORD.replace("rounds = 8", "rounds = 2"), folder)
     done = resumed(folder, str(folder / "scenario.toml"), "--set", change)
     assert done.returncode == 2
     assert change.split("=")[0] in done.stderr
@@ -592,7 +592,7 @@ def test_a_resume_on_a_ledger_from_before_the_run_is_refused(tmp_path, unit):
     ledger = tmp_path / "owners.db"
     run(text, tmp_path / "first", ledger=ledger)
     copy(ledger, tmp_path / "copy.db")
-    run(text.replace("epsilon = 8.0", "epsilon = 8.0, budget = 20.0"), tmp_path / "second", ledger=ledger)
+    run(text.replace("privacy = {", "privacy = {budget = 20.0, "), tmp_path / "second", ledger=ledger)
     restore(tmp_path / "copy.db", ledger)
     with pytest.raises(LedgerError, match="this is an older copy"):
         resume(tmp_path / "second", None, watcher=Observer())

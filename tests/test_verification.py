@@ -235,6 +235,9 @@ def test_a_history_that_cannot_be_counted_is_an_error(path):
     statement = written(path, opening(delta=1e-11), *spending(1))
     with pytest.raises(LedgerError, match="The ledger cannot be counted: "):
         verify(statement)
+    later = opening(is_change=True, policy=OTHER_POLICY)  # of an ordinary delta: what was charged is still not counted
+    with pytest.raises(LedgerError, match="The ledger cannot be counted: "):
+        verify(written(path, later))
 
 
 def test_what_pld_cannot_count_is_counted_by_rdp(path):
@@ -252,12 +255,22 @@ def test_what_pld_cannot_count_is_counted_by_rdp(path):
 
 def test_a_balance_is_what_three_accountants_say(path):
     """The account's own figures, and what is left by the one that admits the next run."""
-    statement = written(path, opening("a"), opening("b", budget=7.0), *spending(1, "a"))
+    over = [drafts.expire("a", "r", 1, 1), drafts.close("a", "r", 1)]
+    statement = written(path, opening("a"), opening("b", budget=7.0), *spending(1, "a"), *over)
     a, b = balances(statement)
     assert a.verdict == accounting.check(EVENTS, delta=DELTA)
     assert a.filter_epsilon == filter_epsilon(EVENTS, order=first_order(EVENTS, 2.0, DELTA), delta=DELTA)
     assert (a.account, a.runs, a.budget, a.left) == ("a", 1, 2.0, 2.0 - a.filter_epsilon)
     assert (b.account, b.runs, b.filter_epsilon, b.left, b.verdict.reported) == ("b", 0, None, 7.0, 0.0)
+
+
+def test_what_an_open_run_has_reserved_is_not_left(path):
+    """One was charged and two were reserved: the second is not there for the next run."""
+    plan = drafts.reserve(charge(PLAN_ROUND), policy=POLICY, participations=2)
+    (balance,) = balances(written(path, opening(), plan, *spending(1, first=1)[1:]))
+    order = first_order(EVENTS, 2.0, DELTA)
+    assert balance.filter_epsilon == filter_epsilon(times(1), order=order, delta=DELTA)
+    assert balance.left == 2.0 - filter_epsilon(times(2), order=order, delta=DELTA)
 
 
 def test_nothing_is_left_of_an_overspent_account(path):

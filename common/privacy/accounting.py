@@ -131,6 +131,7 @@ def epsilon(history: History, *, delta: float, grid: float = FINE) -> float:
     raise AccountingError("PLD cannot answer: the privacy loss is too large for its grid. Add noise.")
 
 
+@lru_cache(maxsize=4096)
 def check(history: History, *, delta: float) -> Verdict:
     """Return epsilon by three accountants, or raise AccountingError when they disagree."""
     rdp = renyi_epsilon(history, delta=delta)

@@ -63,7 +63,10 @@ def exact_rate(text: str) -> Fraction:
     """
     if not _RATE.fullmatch(text):
         raise ValueError(f"sampling_rate: expected a fraction such as 8/1875, got {text[:40]!r}")
-    return Fraction(text)
+    rate = Fraction(text)
+    if str(rate) != text:
+        raise ValueError(f"sampling_rate: expected a fraction in lowest terms, got {text!r}")
+    return rate
 
 
 def from_json(value: object) -> Event:
@@ -127,8 +130,8 @@ def _one_of(words: tuple[str, ...]) -> Callable[[object], str]:
 def _run(values: object) -> tuple[Event, ...]:
     """The segments of one run, all of them Poisson-sampled Gaussians."""
     if isinstance(values, list) and len(values) <= MAX_SEGMENTS:
-        kinds = {value.get("mechanism") if isinstance(value, dict) else None for value in values}
-        if kinds == {SampledGaussian.mechanism}:
+        kinds = [value.get("mechanism") if isinstance(value, dict) else None for value in values]
+        if values and all(kind == SampledGaussian.mechanism for kind in kinds):
             return tuple(from_json(value) for value in values)
     raise ValueError(f"run: expected at most {MAX_SEGMENTS} poisson-gaussian events, got {values!r}")
 

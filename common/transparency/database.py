@@ -6,7 +6,7 @@ Beside NAME lie NAME.key, the owner's private key, which only its owner reads, a
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from common.errors import LedgerError
@@ -53,6 +53,7 @@ def make(path: Path) -> None:
                 f"its ledger means that the ledger was lost: bring it back."
             )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    written: list[Path] = []
     signer = Signer.new(f"discreet/ledger/{os.urandom(8).hex()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,13 +61,17 @@ def make(path: Path) -> None:
             db.executescript(_SCHEMA)
             db.execute("INSERT INTO identity VALUES (?, ?)", (signer.key.name, str(signer.key)))
             db.commit()
+        written.append(private)
         _write_private(private, signer.pem())
         write_whole(public, f"{signer.key}\n")
         temporary.replace(path)
     except (OSError, sqlite3.Error) as error:
+        for file in written:
+            file.unlink(missing_ok=True)
         raise LedgerError(f"{path}: the ledger cannot be made ({error}). Nothing was trained.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -79,6 +84,7 @@ def connect(path: Path) -> sqlite3.Connection:
     with guard(path):
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None)
         try:
+            _refuse_foreign(path, db)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
         except BaseException:
@@ -87,18 +93,23 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def identity(path: Path, db: sqlite3.Connection) -> tuple[VerifierKey, Signer]:
-    """Return a ledger's keys, or raise LedgerError: another file, another version, another key."""
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    """Open a ledger's file for reading alone, also where nothing can be written, or raise LedgerError."""
     with guard(path):
-        (application,) = db.execute("PRAGMA application_id").fetchone()
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if application != APPLICATION_ID:
-            raise LedgerError(f"{path}: expected a ledger of Discreet, got another SQLite file. Nothing was trained.")
-        if version != FORMAT:
-            raise LedgerError(
-                f"{path}: expected a ledger of version {FORMAT}, got {version}. Nothing was trained; install the "
-                f"Discreet that wrote it."
-            )
+        is_idle = not path.resolve().with_name(path.resolve().name + "-wal").exists()
+        mode = "immutable=1" if is_idle and not os.access(path.resolve().parent, os.W_OK) else "mode=ro"
+        db = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
+        try:
+            _refuse_foreign(path, db)
+        except BaseException:
+            db.close()
+            raise
+    return db
+
+
+def identity(path: Path, db: sqlite3.Connection) -> tuple[VerifierKey, Signer]:
+    """Return a ledger's keys, or raise LedgerError: none that reads, or another one's."""
+    with guard(path):
         rows = db.execute("SELECT key FROM identity").fetchall()
     private, _ = key_files(path)
     try:
@@ -125,6 +136,18 @@ def guard(path: Path) -> Iterator[None]:
             f"{path}: the ledger cannot be read or written ({error}). Nothing was trained; is it a ledger, is there "
             f"room, may you write?"
         ) from error
+
+
+def _refuse_foreign(path: Path, db: sqlite3.Connection) -> None:
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION_ID:
+        raise LedgerError(f"{path}: expected a ledger of Discreet, got another file. Nothing was trained.")
+    if version != FORMAT:
+        raise LedgerError(
+            f"{path}: expected a ledger of version {FORMAT}, got {version}. Nothing was trained; install the Discreet "
+            f"that wrote it."
+        )
 
 
 def _write_private(path: Path, content: bytes) -> None:

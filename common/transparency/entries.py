@@ -150,6 +150,8 @@ def from_plain(value: dict[str, Any]) -> Entry:
     """Read an entry from its JSON values; ValueError for whatever is not exactly one."""
     fields = dict(value)
     kind = fields.pop("type", None)
+    if not isinstance(kind, str):
+        raise ValueError(f"type: expected a text, got {kind!r:.60}")  # noqa: TRY004 - bytes from outside
     try:
         entry = _read(kind, fields)
     except KeyError as error:
@@ -247,7 +249,7 @@ def _terms(value: object) -> Terms:
     if not isinstance(value, dict):
         raise ValueError(f"terms: expected an object, got {type(value).__name__}")  # noqa: TRY004 - from outside
     fields = dict(value)
-    unit, adjacency = fields.pop("unit"), fields.pop("adjacency")
+    unit, adjacency = _text(fields, "unit"), _text(fields, "adjacency")
     if unit not in {"record", "person", "client"} or adjacency != "zero-out":
         raise ValueError(f"terms: expected unit record, person or client and adjacency zero-out, got {value}")
     terms = Terms(

@@ -4,8 +4,8 @@
     {"entry":{...},"leaf":HASH}                    one a line, in order
     {"checkpoint":NOTE}                            wherever the ledger was signed
 
-The same lines come from a ledger's file and from an export of it. Every line is in canonical form: a reader accepts the
-exact bytes that `write` writes, and nothing else.
+The same lines come from a ledger's file and from an export of it. Every line is in canonical form and says something that
+is checked; only a checkpoint in between may be missing, since the next one covers what it covered.
 """
 
 import sqlite3
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.errors import LedgerError
 from common.files import write_whole
-from common.transparency import canonical
+from common.transparency import canonical, database
 from common.transparency.books import Books
 from common.transparency.entries import Entry, from_plain
 from common.transparency.merkle import Frontier, Hash, leaf_hash
@@ -60,7 +60,7 @@ def read(path: Path) -> Statement:
     """Read a ledger or an export and check that it is whole; LedgerError names the entry that is wrong.
 
     Guarantees:
-        Every byte counts: a file that differs in one from what `write` wrote is refused.
+        A file in which one byte differs from what `write` wrote is refused.
         Each entry keeps the rules of `common.transparency.books`.
         Each checkpoint is signed with one key, and its root is that of the entries before it.
     """
@@ -68,7 +68,7 @@ def read(path: Path) -> Statement:
     place = "header"
     try:
         key, note = _header(next(lines, b""))
-        newest = verify(note, key)
+        newest = _verified(note, key)
         books, frontier = Books(), Frontier()
         entries: list[Entry] = []
         leaves: list[Hash] = []
@@ -82,9 +82,12 @@ def read(path: Path) -> Statement:
                 frontier.append(leaf)
                 entries.append(entry)
                 leaves.append(leaf)
-            else:
+            elif value.keys() == {"checkpoint"}:
                 place = f"checkpoint after entry {books.size - 1}"
-                signed = _checkpoint(value, key, frontier)
+                _refuse_checkpoint(value["checkpoint"], key, frontier, signed=signed)
+                signed = frontier.size
+            else:
+                _refuse_line()
         place = f"entry {books.size}"
         _refuse_unfinished(newest, frontier, signed=signed)
     except ValueError as error:
@@ -111,9 +114,9 @@ def _lines_of_export(path: Path) -> Iterator[bytes]:
 
 
 def _lines_of_ledger(path: Path) -> Iterator[bytes]:
-    """Read one state of the file, without its private key and without writing."""
+    """Read one state of the file, without its private key."""
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as db:
+        with closing(database.connect_to_read(path)) as db:
             db.execute("BEGIN")
             ((_, key),) = db.execute("SELECT origin, key FROM identity").fetchall()
             notes = dict(db.execute("SELECT size, note FROM checkpoints ORDER BY size").fetchall())
@@ -171,12 +174,23 @@ def _refuse_unfinished(newest: Checkpoint, frontier: Frontier, *, signed: int) -
         raise ValueError(f"expected {newest.size} entries that are all signed, got {frontier.size}, {signed} signed")
 
 
-def _checkpoint(value: dict[str, object], key: VerifierKey, frontier: Frontier) -> int:
-    match value:
-        case {"checkpoint": str(note), **rest} if not rest:
-            checkpoint = verify(note, key)
-        case _:
-            raise ValueError("expected an entry or a checkpoint")
+def _refuse_line() -> None:
+    raise ValueError("expected an entry with its leaf, or a checkpoint")
+
+
+def _refuse_checkpoint(note: object, key: VerifierKey, frontier: Frontier, *, signed: int) -> None:
+    if not isinstance(note, str):
+        raise ValueError("expected a text")  # noqa: TRY004 - bytes from outside
+    checkpoint = _verified(note, key)
+    if frontier.size == signed:
+        raise ValueError(f"size {signed} is signed a second time")
     if (checkpoint.size, checkpoint.root) != (frontier.size, frontier.root()):
         raise ValueError(f"the signed root of size {checkpoint.size} is not that of the {frontier.size} entries before")
-    return checkpoint.size
+
+
+def _verified(note: str, key: VerifierKey) -> Checkpoint:
+    """What a note of this ledger's own says; ValueError for another's, or one with further signatures."""
+    checkpoint = verify(note, key)
+    if checkpoint.origin != key.name or note.count("\n") != 5:  # noqa: PLR2004 - three lines, an empty one, a signature
+        raise ValueError("checkpoint: expected the ledger's own, signed once")
+    return checkpoint

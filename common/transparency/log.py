@@ -14,7 +14,7 @@ from common.transparency import database
 from common.transparency.books import Books
 from common.transparency.drafts import Draft
 from common.transparency.entries import Entry, Refuse, Reserve, Settle, from_bytes, to_bytes, type_of
-from common.transparency.merkle import Frontier, consistency_proof, is_consistent, leaf_hash
+from common.transparency.merkle import EMPTY, Frontier, consistency_proof, is_consistent, leaf_hash
 from common.transparency.notes import Checkpoint, verify
 
 SLEW_MS = 2_000  # a clock that was set back by no more than this is taken to stand still
@@ -38,6 +38,7 @@ class Log:
         try:
             self._inode = path.stat().st_ino
             self.key, self._signer = database.identity(path, self._db)
+            self._seen = Checkpoint(origin=self.key.name, size=0, root=EMPTY)
             self._forget()
             with self.reading():
                 if extends is not None:
@@ -114,11 +115,17 @@ class Log:
             for (body,) in rows:
                 self.books.apply(from_bytes(body))
                 self._frontier.append(leaf_hash(body))
+                self._refuse_another_past()
         except ValueError as error:
             raise self._broken(f"entry {self.books.size}: {error}") from error
-        note = self.newest()
-        if self.books.size == before and (note is not None) == (before > 0):
+        (signed_size,) = self._db.execute("SELECT coalesce(max(size), 0) FROM checkpoints").fetchone()
+        if not self._seen.size <= self.books.size == signed_size:
+            raise self._broken(
+                f"it has {self.books.size} entries, of which {signed_size} are signed, and had {self._seen.size} before"
+            )
+        if self.books.size == before:
             return  # nothing new, as most of the time
+        note = self.newest()
         try:
             signed = None if note is None else verify(note, self.key)
         except ValueError as error:
@@ -126,6 +133,12 @@ class Log:
         here = Checkpoint(origin=self.key.name, size=self._frontier.size, root=self._frontier.root())
         if signed != here:
             raise self._broken(f"the root over its {here.size} entries is not the one that was signed")
+        self._seen = here
+
+    def _refuse_another_past(self) -> None:
+        """What this process has seen once stays, also when the file is read anew."""
+        if self._frontier.size == self._seen.size and self._frontier.root() != self._seen.root:
+            raise ValueError("it is not what it was before: the ledger was forked")
 
     def _refuse_unless_extends(self, note: str) -> None:
         """Refuse a ledger that does not begin with what was seen before."""

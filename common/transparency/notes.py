@@ -115,11 +115,14 @@ def read(note: str) -> Checkpoint:
     lines = (text + "\n").split("\n")
     if not separator or not signatures.endswith("\n") or len(lines) != 4 or not _SIZE.fullmatch(lines[1]):  # noqa: PLR2004 - origin, size, root, end
         raise ValueError("checkpoint: expected origin, size, root, an empty line and signatures")
+    if not lines[0] or not lines[0].isprintable():
+        raise ValueError("checkpoint: expected an origin of printable text")
     checkpoint = Checkpoint(origin=lines[0], size=int(lines[1]), root=_decoded(lines[2]))
     if len(checkpoint.root) != _HASH_LENGTH or checkpoint.text() != text + "\n":
         raise ValueError("checkpoint: expected a root of 32 bytes in base64")
-    for line in signatures.splitlines():
-        if not re.fullmatch(r"— [^\s+]+ [A-Za-z0-9+/]+=*", line):
+    for line in signatures.removesuffix("\n").split("\n"):
+        found = re.fullmatch(r"— [^\s+]+ ([A-Za-z0-9+/]+=*)", line)
+        if found is None or not _decoded(found[1]):
             raise ValueError("checkpoint: expected lines of signatures after the empty line")
     return checkpoint
 
@@ -129,7 +132,7 @@ def verify(note: str, key: VerifierKey) -> Checkpoint:
     checkpoint = read(note)
     text, _, signatures = note.partition("\n\n")
     public = Ed25519PublicKey.from_public_bytes(key.public)
-    for line in signatures.splitlines():
+    for line in signatures.removesuffix("\n").split("\n"):
         _, name, encoded = line.split(" ")
         data = _decoded(encoded)
         if name == key.name and data[:_ID_LENGTH] == key.identifier:

@@ -86,15 +86,19 @@ def balances(statement: Statement, *, watch: Watch | None = None) -> list[Balanc
     accounts = statement.books.accounts
     distinct = {(history, accounts[name].terms[-1].delta) for name, history in histories.items()}
     for done, (history, delta) in enumerate(distinct, 1):
-        try:
-            asked[history, delta] = accounting.check(history, delta=delta)
-        except AccountingError as error:
-            raise LedgerError(f"The ledger cannot be counted: {error}") from error
+        asked[history, delta] = _verdict(history, delta=delta)
         if watch is not None:
             watch(done, len(distinct))
     return [
         _balance(name, account, asked[histories[name], account.terms[-1].delta]) for name, account in accounts.items()
     ]
+
+
+def _verdict(history: History, *, delta: float) -> Verdict:
+    try:
+        return accounting.check(history, delta=delta)
+    except AccountingError as error:
+        raise LedgerError(f"The ledger cannot be counted: {error}") from error
 
 
 def _balance(name: str, account: Account, verdict: Verdict) -> Balance:
@@ -136,7 +140,7 @@ def _within_budget(account: Account, balance: Balance) -> None:
         return
     history, order = merged(account.spent()), account_order(account)
     is_current = terms.delta == account.terms[-1].delta
-    verdict = balance.verdict if is_current else accounting.check(history, delta=terms.delta)
+    verdict = balance.verdict if is_current else _verdict(history, delta=terms.delta)
     spent = verdict.reported
     if balance.runs > 1 and order is not None:
         spent = max(spent, filter_epsilon(history, order=order, delta=terms.delta))
