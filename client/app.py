@@ -41,9 +41,11 @@ app = ClientApp()
 def train(message: Message, context: Context) -> Message:
     """Carry out an order, or answer with one word."""
     try:
-        order = _order(message)
-        with _charged(order, context):
-            report = _trainer(_scenario(context)).train(order, _shard(order, context))
+        order, scenario = _order(message), _scenario(context)
+        _refuse_foreign(order, context)
+        trainer = _trainer(scenario)
+        with _charged(order, scenario, context):  # whatever can be refused without a record was refused above
+            report = trainer.train(order, _shard(order, context))
     except RefusedError as error:
         log.warning("order refused: %s", error)
         return Message(Error(REFUSED, error.word.value), reply_to=message)
@@ -106,14 +108,18 @@ def _order(message: Message) -> Order:
 
 
 @contextlib.contextmanager
-def _charged(order: Order, context: Context) -> Iterator[None]:
-    """Charge a private order, durably, before any record is read, and settle it when it is done."""
-    scenario = _scenario(context)
-    if scenario.privacy.unit != "record" or context.state.config_records.get("reservation") == reservation(order):
+def _charged(order: Order, scenario: Scenario, context: Context) -> Iterator[None]:
+    """Charge an order, durably, before any record is read, and settle it when it is done.
+
+    A node that has a policy decides by it, whatever the coordinator's scenario says of privacy.
+    """
+    names = {"policy", "ledger"} & context.node_config.keys()
+    is_charged = context.state.config_records.get("reservation") == reservation(order)
+    if not names and (is_charged or scenario.privacy.unit != "record"):
         yield
         return
-    if not {"policy", "ledger"} <= context.node_config.keys():
-        raise RefusedError(Refusal.NOT_RECORDED, "the node's configuration names no policy and no ledger")
+    if len(names) < 2:  # noqa: PLR2004 - both of them
+        raise RefusedError(Refusal.NOT_RECORDED, "the node's configuration names no policy, or no ledger")
     policy, ledger = (Path(str(context.node_config[name])) for name in ("policy", "ledger"))
     try:
         owner = Owner(policy=policy, ledger=ledger)
@@ -123,9 +129,12 @@ def _charged(order: Order, context: Context) -> Iterator[None]:
         yield
 
 
-def _shard(order: Order, context: Context) -> Shard:
+def _refuse_foreign(order: Order, context: Context) -> None:
     if context.node_config.get("partition-id") != order.client:
         raise RefusedError(Refusal.NOT_IN_PLAN, "the order is for another client")
+
+
+def _shard(order: Order, context: Context) -> Shard:
     try:
         return open_shard(Path(str(context.node_config["shards"])), order.client)
     except (OSError, KeyError, IndexError, ValueError) as error:

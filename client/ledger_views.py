@@ -79,6 +79,8 @@ def closed(path: Path, run: str) -> str:
     """Close the run whose identifier begins with `run`, and say what that freed; BadInputError unless there is one."""
     with closing(Ledger(path)) as ledger:
         accounts = ledger.books.accounts.values()
+        if not run:
+            raise BadInputError("expected a run's identifier, or how it begins, got nothing.")
         known = {name for account in accounts for name in account.runs if name.startswith(run)}
         if len(known) != 1:
             raise BadInputError(f"{path}: expected one run that begins with {run!r}, got {len(known)}.")

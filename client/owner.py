@@ -7,7 +7,7 @@ the scenario means for it, and takes no figure of the coordinator's on trust.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from client import policy as policies
@@ -43,6 +43,10 @@ class Owner:
 
         What fails within stays charged in full.
         """
+        if scenario.privacy.unit != "record":
+            raise RefusedError(
+                Refusal.OUTSIDE_POLICY, f"the scenario's unit is {scenario.privacy.unit!r}: no own noise"
+            )
         try:
             budget = self._budget(order, scenario)
             (refusal,) = budget.reserve([order])
@@ -109,7 +113,7 @@ def terms_of(policy: Policy) -> Terms:
     )
 
 
-@lru_cache(maxsize=4)
+@cache
 def _opened(ledger: Path, pid: int) -> Ledger:
     """The ledger, checked as a whole once in a process; what others write to it is taken up at each use.
 

@@ -45,15 +45,15 @@ class Ledger:
         A file that is not whole, or whose clock runs backwards, raises LedgerError before anything is charged.
     """
 
-    def __init__(self, path: Path, *, extends: str | None = None) -> None:
+    def __init__(self, path: Path, *, memory: Path | None = None) -> None:
         """Open an existing ledger and check all of it, or raise LedgerError.
 
         Args:
             path: the SQLite file.
-            extends: a checkpoint's note that the ledger was seen with before: an older copy, or another history, is
-                refused.
+            memory: a file elsewhere that holds the newest checkpoint that was seen, and is kept up: an older copy of
+                the ledger, or one with another history, is refused.
         """
-        self._log = Log(path, extends=extends)
+        self._log = Log(path, memory=memory)
         self.path, self.key = path, self._log.key
 
     @classmethod

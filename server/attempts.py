@@ -16,7 +16,7 @@ from common.privacy.entropy import Entropy
 from common.privacy.plan import Plan
 from common.transparency.drafts import Charge
 from server.cohorts import Clients, poisson_cohort, schedule
-from server.run_folder import RunFolder
+from server.run_folder import LEDGER, LEDGER_SEEN, RunFolder
 from server.spending import Spending
 
 SPENT = "The model so far is saved. See `discreet report` for what was spent; only the data's owner can allow more."
@@ -56,7 +56,8 @@ class Attempts:
             yield
             return
         account, (planned,) = population_account(self._scenario), self._plan.accounts
-        with closing(Ledger(self._folder.path / "ledger.db")) as self._ledger:
+        path = self._folder.path
+        with closing(Ledger(path / LEDGER, memory=path / LEDGER_SEEN)) as self._ledger:
             known = self._ledger.books.accounts.get(account)
             if known is None or self._plan.run not in known.runs:  # a run that resumes leaves the terms as they are
                 self._ledger.open_accounts(terms_of(self._scenario, self._plan))
@@ -90,6 +91,11 @@ class Attempts:
         if self._ledger is not None and self._charge is not None:
             self._ledger.settle([], [self._charge])
 
+    def retract(self, attempt: Attempt) -> None:
+        """Forget the attempt under way: everybody refused it, and nothing was charged."""
+        self._folder.retract()
+        self._spending.charge(attempt.cohort, times=-1)
+
     def epsilon_max(self) -> float | None:
         """Return an upper bound on what any account has spent; None without privacy."""
         return self._spending.epsilon_max()
@@ -104,6 +110,7 @@ class Attempts:
         )  # fmt: skip
         (refusal,) = self._ledger.reserve([self._charge])
         if refusal is not None:
+            self._folder.retract()
             raise BudgetSpentError(f"Round {attempt.round} was not begun: {refusal.value}. {SPENT}")
 
     def _lost(self, number: int) -> int:

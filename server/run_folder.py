@@ -24,6 +24,8 @@ from common.errors import RunFailedError
 from common.files import write_whole, write_whole_with
 from server.observer import RoundRecord
 
+LEDGER, LEDGER_SEEN = "ledger.db", "ledger.note"  # what was spent, and what that looked like last
+
 COLUMNS = (
     "round", "cohort", "replies", "refused", "accuracy", "loss", "epsilon_max", "seconds", "client_accuracy",
 )  # fmt: skip
@@ -57,6 +59,10 @@ class RunFolder:
         attempts = self._attempt_lines()
         self.write("checkpoint/attempts.txt", "".join([*attempts, f"{round_number}\n"]))
         return attempts.count(f"{round_number}\n") + 1
+
+    def retract(self) -> None:
+        """Forget the last attempt: nobody took part in it."""
+        self.write("checkpoint/attempts.txt", "".join(self._attempt_lines()[:-1]))
 
     def attempts(self) -> Counter[int]:
         """Return how often each round was begun."""

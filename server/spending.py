@@ -21,7 +21,7 @@ class Spending:
         self._taken = np.zeros(len(plan.account_of), np.int64)
 
     def charge(self, cohort: npt.NDArray[np.intp], *, times: int = 1) -> None:
-        """Count an attempt at a round: for unit `client` everybody is charged, whoever is asked."""
+        """Count an attempt, or with -1 take one back; for unit `client` everybody is charged, whoever is asked."""
         if self._plan.unit == "client":
             self._taken += times
         elif self._plan.unit == "record":

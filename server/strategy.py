@@ -188,8 +188,10 @@ class PrivateAveraging(Strategy):
         started = time.monotonic()
         while not self._attempted(grid, number, timeout_s=timeout_s):
             log.warning("round %d lost: %d replies; refused: %s", number, self._replies, _few(self._refused))
-            self._attempts.lose()
-            if self._all_spent():
+            if not self._all_spent():
+                self._attempts.lose()
+            else:
+                self._attempts.retract(self._attempt)
                 raise BudgetSpentError(f"Round {number}: all {len(self._refused)} clients said budget-spent. {SPENT}")
         self._attempts.commit()
         is_last = number == self._scenario.run.rounds

@@ -12,27 +12,26 @@ from pathlib import Path
 from client.budget import Budget, agreements
 from common.config import Scenario
 from common.errors import BadInputError, LedgerError, PlanRefusedError
-from common.files import write_whole
 from common.ledger import Ledger
 from common.privacy.accounts import account_names, split_of, terms_of
 from common.privacy.admission import Admission, admission
 from common.privacy.plan import Plan
 from common.transparency.books import Account, Books
+from common.transparency.database import refuse_lost
+from server.run_folder import LEDGER, LEDGER_SEEN
 
 log = logging.getLogger("discreet.simulations")
-
-NAME, SEEN = "ledger.db", "ledger.note"
 
 
 def attach(folder: Path, ledger: Path | None, scenario: Scenario) -> None:
     """Give a new run's folder its ledger: a new one, or a link to `ledger`, which is made when it is not there."""
     if scenario.privacy.unit == "none":
         return
-    path = folder / NAME if ledger is None else ledger
+    path = folder / LEDGER if ledger is None else ledger
     if not path.exists():
         Ledger.create(path).close()
     if ledger is not None:
-        (folder / NAME).symlink_to(ledger.resolve())
+        (folder / LEDGER).symlink_to(ledger.resolve())
 
 
 def refuse_unfit(ledger: Path | None, scenario: Scenario) -> None:
@@ -41,6 +40,7 @@ def refuse_unfit(ledger: Path | None, scenario: Scenario) -> None:
         return
     if scenario.privacy.unit == "none":
         raise BadInputError("--ledger: expected none of it with unit 'none', which spends nothing. Leave it out.")
+    refuse_lost(ledger)
     if ledger.exists():
         with closing(Ledger(ledger)) as opened:
             refuse_other_split(opened.books, scenario)
@@ -75,30 +75,26 @@ def claim(folder: Path, scenario: Scenario, plan: Plan, *, is_resumed: bool) -> 
 
     What the ledger looked like is kept in the run's folder: an older copy of it is refused when the run resumes.
     """
-    if plan.unit != "record":
+    if plan.unit == "none":
         yield None
         return
     with closing(_open(folder, is_resumed=is_resumed)) as ledger:
+        if plan.unit == "client":  # the coordinator's own account: it opens the ledger itself
+            yield None
+            return
         names = account_names(scenario, plan)
         budget = Budget(ledger, run=plan.run, agreements=agreements(plan, names))
         known = ledger.books.accounts if is_resumed else {}  # whose terms may have been changed since
         decided = budget.begin({name: terms for name, terms in terms_of(scenario, plan).items() if name not in known})
         _warn(decided, plan, names)
-        remember(folder, ledger)
         yield budget
 
 
 def end(folder: Path, plan: Plan) -> None:
     """Close a run on all its accounts, once it is over."""
     if plan.unit != "none":
-        with closing(Ledger(folder / NAME)) as ledger:
+        with closing(Ledger(folder / LEDGER, memory=folder / LEDGER_SEEN)) as ledger:
             ledger.end_run(plan.run)
-            remember(folder, ledger)
-
-
-def remember(folder: Path, ledger: Ledger) -> None:
-    """Keep the ledger's newest checkpoint in the run's folder."""
-    write_whole(folder / SEEN, ledger.checkpoint)
 
 
 def _warn(decided: Mapping[str, Admission], plan: Plan, names: Sequence[str]) -> None:
@@ -115,9 +111,9 @@ def _warn(decided: Mapping[str, Admission], plan: Plan, names: Sequence[str]) ->
 
 
 def _open(folder: Path, *, is_resumed: bool) -> Ledger:
-    seen = folder / SEEN
+    seen = folder / LEDGER_SEEN
     if is_resumed and not seen.exists() and (folder / "checkpoint").exists():
         raise LedgerError(
             f"{seen}: expected what the ledger looked like, got no file. The run cannot be resumed safely."
         )
-    return Ledger(folder / NAME, extends=seen.read_text() if seen.exists() else None)
+    return Ledger(folder / LEDGER, memory=seen)

@@ -84,3 +84,10 @@ def forged(entries: list[dict[str, object]], signer: Signer, *, header: dict[str
     lines: list[object] = [{"checkpoint": note, "format": 1, "key": str(signer.key)} | (header or {})]
     lines += [{"entry": entry, "leaf": leaf.hex()} for entry, leaf in zip(entries, leaves, strict=True)]
     return b"".join(canonical.dumps(line) + b"\n" for line in [*lines, {"checkpoint": note}])
+
+
+def remembered(note: str, folder: Path) -> Path:
+    """A memory of a ledger, as `Ledger` keeps one elsewhere."""
+    path = folder / f"seen-{len(list(folder.iterdir()))}.note"
+    path.write_text(note)
+    return path

@@ -210,11 +210,11 @@ def test_a_policy_that_does_not_read_permits_nothing(node, content):
 # --- reservations of a grid -------------------------------------------------------------------------------------------
 
 
-def test_what_a_grid_has_reserved_touches_no_ledger(node):
-    """With the reservation of its order a client trains, and a ledger of its own stays as it is."""
+def test_what_a_grid_has_reserved_needs_no_ledger(node):
+    """With the reservation of its order a client trains; where it has a policy and a ledger it charges there too."""
     own = RecordDict({"reservation": reservation(order())})
     assert word(ask(node, order(), state=own)) is None
-    assert is_empty(ledger(node))
+    assert not is_empty(ledger(node))
     assert word(ask(bare(node), order(), state=RecordDict({"reservation": reservation(order())}))) is None
 
 

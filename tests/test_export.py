@@ -336,9 +336,10 @@ def test_what_cannot_be_read_or_written_is_a_ledger_error(folder, tmp_path):
             export.read(path)
     with pytest.raises(LedgerError, match="cannot be read"):
         export.write(tmp_path / "missing", tmp_path / "out")
-    for out in (tmp_path, tmp_path / "no" / "folder"):
-        with pytest.raises(LedgerError, match="cannot be written"):
-            export.write(folder / "a.ledger", out)
+    with pytest.raises(LedgerError, match="expected a new file or an earlier export"):
+        export.write(folder / "a.ledger", tmp_path)
+    with pytest.raises(LedgerError, match="cannot be written"):
+        export.write(folder / "a.ledger", tmp_path / "no" / "folder")
     assert list(tmp_path.iterdir()) == []
 
 

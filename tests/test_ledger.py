@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sample_ledgers import EVENTS, METRICS, OTHER_POLICY, QUIETER, charge, filled, share, terms
+from sample_ledgers import EVENTS, METRICS, OTHER_POLICY, QUIETER, charge, filled, remembered, share, terms
 
 from common import ledger as ledger_module
 from common.errors import LedgerError
@@ -338,14 +338,14 @@ def test_what_an_audit_found_is_noted(ledger):
 # What is written
 
 
-def test_every_type_of_entry_is_written_and_read_again(path):
+def test_every_type_of_entry_is_written_and_read_again(path, tmp_path):
     """A ledger opened anew has the same books, and signs on."""
     ledger = filled(path)
     before, books = ledger.checkpoint, vars(ledger.books)
     ledger.close()
     kinds = Counter(type(entry) for entry in statement(path).entries)
     assert kinds == {Opening: 3, Reserve: 6, Settle: 3, Refuse: 1, Audit: 1}
-    with closing(Ledger(path, extends=before)) as again:
+    with closing(Ledger(path, memory=remembered(before, tmp_path))) as again:
         assert vars(again.books) == books
         assert again.checkpoint == before
         assert again.reserve([charge(2, run="s")]) == [None]
@@ -485,7 +485,7 @@ def test_a_ledger_is_made_once(ledger, path):
     with pytest.raises(LedgerError, match="expected no file, got one"):
         Ledger.create(path)
     path.unlink()
-    with pytest.raises(LedgerError, match="the ledger was lost: bring it back"):
+    with pytest.raises(LedgerError, match=r"was lost\. Nothing was trained; bring it back"):
         Ledger.create(path)
 
 
@@ -618,13 +618,13 @@ def test_an_older_copy_is_refused_where_a_newer_was_seen(path, tmp_path):
     with closing(Ledger(path)) as newer:
         newer.reserve([charge(2, run="s")])
         seen = newer.checkpoint
-    Ledger(path, extends=seen).close()
+    Ledger(path, memory=remembered(seen, tmp_path)).close()
     with pytest.raises(LedgerError, match="it has 14 entries and was seen with 15: this is an older copy"):
-        Ledger(older, extends=seen)
+        Ledger(older, memory=remembered(seen, tmp_path))
     with closing(Ledger(older)) as forked:
         forked.reserve([charge(3, run="s")])
     with pytest.raises(LedgerError, match="the ledger was forked"):
-        Ledger(older, extends=seen)
+        Ledger(older, memory=remembered(seen, tmp_path))
 
 
 def test_a_checkpoint_of_another_ledger_is_refused(path, tmp_path):
@@ -634,7 +634,7 @@ def test_a_checkpoint_of_another_ledger_is_refused(path, tmp_path):
         seen = other.checkpoint
     for note in (seen, "", "garbage", seen[:-2]):
         with pytest.raises(LedgerError, match="not of this ledger"):
-            Ledger(path, extends=note)
+            Ledger(path, memory=remembered(note, tmp_path))
 
 
 def test_a_ledger_that_is_replaced_while_open_is_refused(ledger, path):

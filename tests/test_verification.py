@@ -32,7 +32,7 @@ def written(path, *drafted: drafts.Draft):
     """A ledger of these entries, which nobody admitted; what a stranger reads in it."""
     if not path.exists():
         Ledger.create(path).close()
-    with closing(Log(path, extends=None)) as log, log.writing() as write:
+    with closing(Log(path, memory=None)) as log, log.writing() as write:
         for draft in drafted:
             write(draft)
     return export.read(path)

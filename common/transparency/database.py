@@ -46,12 +46,9 @@ def key_files(path: Path) -> tuple[Path, Path]:
 def make(path: Path) -> None:
     """Make an empty ledger and its keys; LedgerError when there is one, or was one."""
     private, public = key_files(path)
-    for file in (path, private):
-        if file.exists():
-            raise LedgerError(
-                f"{file}: expected no file, got one. A ledger is made once; open it, or name another. A key without "
-                f"its ledger means that the ledger was lost: bring it back."
-            )
+    if path.exists():
+        raise LedgerError(f"{path}: expected no file, got one. A ledger is made once; open it, or name another.")
+    refuse_lost(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     written: list[Path] = []
     signer = Signer.new(f"discreet/ledger/{os.urandom(8).hex()}")
@@ -72,6 +69,13 @@ def make(path: Path) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def refuse_lost(path: Path) -> None:
+    """Raise LedgerError for a ledger that is gone while its private key is there: a new one would be a fresh budget."""
+    private, _ = key_files(path)
+    if private.exists() and not path.exists():
+        raise LedgerError(f"{path}: the ledger of {private} was lost. Nothing was trained; bring it back.")
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -97,7 +101,8 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     """Open a ledger's file for reading alone, also where nothing can be written, or raise LedgerError."""
     with guard(path):
         is_idle = not path.resolve().with_name(path.resolve().name + "-wal").exists()
-        mode = "immutable=1" if is_idle and not os.access(path.resolve().parent, os.W_OK) else "mode=ro"
+        can_write = os.access(path, os.W_OK) and os.access(path.resolve().parent, os.W_OK)
+        mode = "mode=rw" if can_write else "immutable=1" if is_idle else "mode=ro"  # rw: it tidies up behind itself
         db = sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
         try:
             _refuse_foreign(path, db)

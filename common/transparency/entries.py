@@ -14,7 +14,7 @@ A stored field is never removed and never changes its meaning. An entry that is 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from common import checks
 from common.privacy.events import Adjacency, Event, History, Unit, from_json
@@ -249,7 +249,7 @@ def _terms(value: object) -> Terms:
     if not isinstance(value, dict):
         raise ValueError(f"terms: expected an object, got {type(value).__name__}")  # noqa: TRY004 - from outside
     fields = dict(value)
-    unit, adjacency = _text(fields, "unit"), _text(fields, "adjacency")
+    unit, adjacency = cast(Unit, _text(fields, "unit")), cast(Adjacency, _text(fields, "adjacency"))
     if unit not in {"record", "person", "client"} or adjacency != "zero-out":
         raise ValueError(f"terms: expected unit record, person or client and adjacency zero-out, got {value}")
     terms = Terms(

@@ -4,8 +4,8 @@
     {"entry":{...},"leaf":HASH}                    one a line, in order
     {"checkpoint":NOTE}                            wherever the ledger was signed
 
-The same lines come from a ledger's file and from an export of it. Every line is in canonical form and says something that
-is checked; only a checkpoint in between may be missing, since the next one covers what it covered.
+The same lines come from a ledger's file and from an export of it. Every line is in canonical form, and is checked; only
+a checkpoint in between may be missing, since the next one covers what it covered.
 """
 
 import sqlite3
@@ -24,6 +24,7 @@ from common.transparency.notes import Checkpoint, VerifierKey, verify
 
 FORMAT = 1
 SQLITE = b"SQLite format 3\x00"
+_BEGINNING = b'{"checkpoint":'
 LINE_LIMIT = 1 << 20
 
 
@@ -49,7 +50,8 @@ class Statement:
 
 
 def write(ledger: Path, out: Path) -> None:
-    """Write a ledger's lines to a file, or raise LedgerError."""
+    """Write a ledger's lines to a file, new or an earlier export, or raise LedgerError."""
+    _refuse_to_replace(ledger, out)
     try:
         write_whole(out, b"".join(lines_of(ledger)))
     except OSError as error:
@@ -95,6 +97,19 @@ def read(path: Path) -> Statement:
             f"{path}: not whole: {place}: {error}. Trust nothing of it; ask for a new export and compare size and root."
         ) from error
     return Statement(key=key, checkpoint=newest, note=note, entries=tuple(entries), leaves=tuple(leaves), books=books)
+
+
+def _refuse_to_replace(ledger: Path, out: Path) -> None:
+    """An export takes the place of nothing but an export: neither of a ledger, nor of its keys."""
+    beside = {ledger.resolve().name + end for end in ("", ".key", ".pub", "-wal", "-shm", "-journal")}
+    try:
+        is_export = not out.exists() or out.open("rb").read(len(_BEGINNING)) == _BEGINNING
+    except OSError:
+        is_export = False
+    if not is_export or (out.resolve().parent == ledger.resolve().parent and out.name in beside):
+        raise LedgerError(
+            f"{out}: expected a new file or an earlier export, got something else. Name another with --out."
+        )
 
 
 def lines_of(path: Path) -> Iterator[bytes]:

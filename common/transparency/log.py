@@ -3,6 +3,7 @@
 What the entries mean is decided elsewhere (`common.ledger`); here they are read, checked, added and signed.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -31,9 +32,9 @@ class Log:
         A file that is not whole, was replaced, or whose clock runs backwards, raises LedgerError.
     """
 
-    def __init__(self, path: Path, *, extends: str | None) -> None:
+    def __init__(self, path: Path, *, memory: Path | None) -> None:
         """Open an existing ledger's file and check all of it."""
-        self.path = path
+        self.path, self._memory = path, memory
         self._db = database.connect(path)
         try:
             self._inode = path.stat().st_ino
@@ -41,8 +42,8 @@ class Log:
             self._seen = Checkpoint(origin=self.key.name, size=0, root=EMPTY)
             self._forget()
             with self.reading():
-                if extends is not None:
-                    self._refuse_unless_extends(extends)
+                if memory is not None and memory.exists():
+                    self._refuse_unless_extends(memory.read_text(errors="replace"))
         except BaseException:
             self._db.close()
             raise
@@ -82,6 +83,7 @@ class Log:
                 if self.books.size > before:
                     self._sign()
                 self._db.execute("COMMIT")
+                self._remember()
             except BaseException:
                 self._forget()
                 with suppress(sqlite3.Error):
@@ -104,6 +106,14 @@ class Log:
     def _sign(self) -> None:
         checkpoint = Checkpoint(origin=self.key.name, size=self._frontier.size, root=self._frontier.root())
         self._db.execute("INSERT INTO checkpoints VALUES (?, ?)", (checkpoint.size, self._signer.sign(checkpoint)))
+
+    def _remember(self) -> None:
+        """Keep the newest checkpoint outside the file; no need to wait for the disk, as an older note is true too."""
+        note = self.newest()
+        if self._memory is not None and note is not None:
+            temporary = self._memory.with_name(f".{self._memory.name}.{os.getpid()}")
+            temporary.write_text(note)
+            temporary.replace(self._memory)
 
     def _catch_up(self) -> None:
         """Take up entries that were written since, by whomever, and check them against the newest checkpoint."""

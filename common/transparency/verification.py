@@ -6,7 +6,8 @@ says whose it is, with an earlier checkpoint that it continues what was seen the
 What it does not show: that noise was really drawn, and that nothing was trained beside the ledger.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from common.errors import AccountingError, LedgerError
@@ -71,8 +72,9 @@ def verify(
     if extends is not None:
         _continues(statement, extends)
     # 3. What each account spent is within what its owner allowed.
-    for balance in balances(statement, watch=watch):
-        _within_budget(statement.books.accounts[balance.account], balance)
+    with _counting():
+        for balance in balances(statement, watch=watch):
+            _within_budget(statement.books.accounts[balance.account], balance)
 
 
 def balances(statement: Statement, *, watch: Watch | None = None) -> list[Balance]:
@@ -81,22 +83,26 @@ def balances(statement: Statement, *, watch: Watch | None = None) -> list[Balanc
     Raises:
         LedgerError: when accountants disagree, or none can answer.
     """
-    asked: dict[tuple[History, float], Verdict] = {}
-    histories = {name: merged(account.spent()) for name, account in statement.books.accounts.items()}
-    accounts = statement.books.accounts
-    distinct = {(history, accounts[name].terms[-1].delta) for name, history in histories.items()}
-    for done, (history, delta) in enumerate(distinct, 1):
-        asked[history, delta] = _verdict(history, delta=delta)
-        if watch is not None:
-            watch(done, len(distinct))
-    return [
-        _balance(name, account, asked[histories[name], account.terms[-1].delta]) for name, account in accounts.items()
-    ]
+    with _counting():
+        asked: dict[tuple[History, float], Verdict] = {}
+        histories = {name: merged(account.spent()) for name, account in statement.books.accounts.items()}
+        accounts = statement.books.accounts
+        distinct = {(history, accounts[name].terms[-1].delta) for name, history in histories.items()}
+        for done, (history, delta) in enumerate(distinct, 1):
+            asked[history, delta] = accounting.check(history, delta=delta)
+            if watch is not None:
+                watch(done, len(distinct))
+        return [
+            _balance(name, account, asked[histories[name], account.terms[-1].delta])
+            for name, account in accounts.items()
+        ]
 
 
-def _verdict(history: History, *, delta: float) -> Verdict:
+@contextmanager
+def _counting() -> Iterator[None]:
+    """Turn what an accountant says into LedgerError."""
     try:
-        return accounting.check(history, delta=delta)
+        yield
     except AccountingError as error:
         raise LedgerError(f"The ledger cannot be counted: {error}") from error
 
@@ -140,7 +146,7 @@ def _within_budget(account: Account, balance: Balance) -> None:
         return
     history, order = merged(account.spent()), account_order(account)
     is_current = terms.delta == account.terms[-1].delta
-    verdict = balance.verdict if is_current else _verdict(history, delta=terms.delta)
+    verdict = balance.verdict if is_current else accounting.check(history, delta=terms.delta)
     spent = verdict.reported
     if balance.runs > 1 and order is not None:
         spent = max(spent, filter_epsilon(history, order=order, delta=terms.delta))

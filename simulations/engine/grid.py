@@ -147,6 +147,8 @@ class InProcessGrid(Grid):
                 orders.append(order_in(message, weights_P=np.zeros(0, np.float32)))
             except (WireError, KeyError) as error:
                 raise WireError(f"A message under a budget carries no order: {error}.") from error
+        self._give_up({(order.round, order.attempt) for order in orders})
+        self._settle()
         answers = self._budget.reserve(orders)
         self._training |= {
             message.metadata.message_id: order
@@ -164,7 +166,17 @@ class InProcessGrid(Grid):
             order = self._training.pop(answer.metadata.reply_to_message_id, None)
             if order is not None:
                 (self._failed if answer.has_error() else self._trained).append(order)
-        if self._budget is not None and not self._training and (self._trained or self._failed):
+        if not self._training:
+            self._settle()
+
+    def _give_up(self, current: set[tuple[int, int]]) -> None:
+        """Wait no more for orders of rounds that are over."""
+        for name, order in list(self._training.items()):
+            if (order.round, order.attempt) not in current:
+                self._failed.append(self._training.pop(name))
+
+    def _settle(self) -> None:
+        if self._budget is not None and (self._trained or self._failed):
             self._budget.settle(self._trained, self._failed)
             self._trained, self._failed = [], []
 
@@ -175,6 +187,8 @@ class InProcessGrid(Grid):
             if _is_alive(message):
                 client = message.metadata.dst_node_id - 1
                 self._executor.submit(message, self._node_config(client), state)
+            elif message.metadata.message_id in self._training:
+                self._failed.append(self._training.pop(message.metadata.message_id))
 
 
 def _copied(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | ConfigRecord | MetricRecord:
