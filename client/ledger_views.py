@@ -97,7 +97,7 @@ def show(table: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    grid = Table(title="What was spent", title_justify="left")
+    grid = Table(title="What was spent", title_justify="left", box=None, padding=(0, 2, 0, 0))
     grid.add_column("account", no_wrap=True, min_width=20)
     for heading in ("alike", "runs", "refused", "ε", "filter", "budget", "left"):
         grid.add_column(heading, justify="right")
