@@ -24,10 +24,10 @@ test: $(READY) lint  ## lint, then run the tests (under 10 minutes on two cores)
 	$(RUN)/python -m pytest
 
 test-slow: $(READY)  ## the tests that take minutes: the accuracy of the shipped scenarios
-	$(RUN)/python -m pytest -m slow
+	$(RUN)/python -m pytest -m slow -n 0
 
 audit: $(READY)  ## attack the budget: 200 random kills between reserving, training and committing
-	$(RUN)/python -m pytest -m audit -rA --no-header -q
+	$(RUN)/python -m pytest -m audit -n 0 -s -q
 
 lint: $(READY)  ## ruff, mypy strict, and the directions between the rooms
 	$(RUN)/ruff check .
