@@ -9,7 +9,8 @@ r"""An owner's policy: what may be done with its data, by whoever asks.
 A TOML file on the owner's disk. The coordinator proposes; the owner's process accepts the proposal as it is or refuses
 it, and never alters one. What cannot be read, or is of a newer version, permits nothing. `Policy.digest` names a policy
 in the ledger: a key that is added, renamed or read differently needs a new `version`.
-What it has against a proposal stands in `client.proposals`.
+What it has against a proposal stands in `client.proposals`. Long, since the file's layout, the starter that shows it
+and the sentences that explain it change together.
 """
 
 import hashlib

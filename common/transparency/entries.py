@@ -10,6 +10,7 @@
     AUDIT           what an attack on the run found
 
 A stored field is never removed and never changes its meaning. An entry that is not exactly one of these is refused.
+Long, since each type has its record, its writer and its reader, which change together.
 """
 
 from collections.abc import Mapping
