@@ -5,7 +5,8 @@ alike: the scenario and the order from the coordinator, the data and the budget 
 
     context.run_config   scenario: its text
     context.node_config  shards: folder of the data; partition-id: which client this is;
-                         policy, ledger: files of the owner, where no grid has reserved already
+                         policy, ledger: files of the owner, where no grid has reserved already;
+                         ledger-seen: a file that keeps the ledger's newest checkpoint, so that an older copy is noticed
     context.state        reservation: put there by a grid of ours after the charge was durable; it never travels
 
 Every failure leaves as one word of `Refusal`; its text stays in the owner's log.
@@ -122,7 +123,8 @@ def _charged(order: Order, scenario: Scenario, context: Context) -> Iterator[Non
         raise RefusedError(Refusal.NOT_RECORDED, "the node's configuration names no policy, or no ledger")
     policy, ledger = (Path(str(context.node_config[name])) for name in ("policy", "ledger"))
     try:
-        owner = Owner(policy=policy, ledger=ledger)
+        seen = context.node_config.get("ledger-seen")
+        owner = Owner(policy=policy, ledger=ledger, memory=None if seen is None else Path(str(seen)))
     except (OSError, DiscreetError) as error:
         raise RefusedError(Refusal.NOT_RECORDED, str(error)) from error
     with owner.charged(order, scenario):

@@ -32,10 +32,18 @@ class Owner:
         Whatever is outside the policy is refused before anything is charged.
     """
 
-    def __init__(self, *, policy: Path, ledger: Path) -> None:
+    def __init__(self, *, policy: Path, ledger: Path, memory: Path | None = None) -> None:
+        """Read the policy and open the ledger.
+
+        Args:
+            policy: the owner's policy file.
+            ledger: the owner's ledger.
+            memory: a file, best on another disk, that keeps the newest checkpoint: an older copy of the ledger that was
+                restored meanwhile is refused.
+        """
         self._policy = policies.load(policy)
         self._terms = terms_of(self._policy)
-        self._ledger = _opened(ledger, os.getpid())
+        self._ledger = _opened(ledger, memory, os.getpid())
 
     @contextmanager
     def charged(self, order: Order, scenario: Scenario) -> Iterator[None]:
@@ -114,13 +122,13 @@ def terms_of(policy: Policy) -> Terms:
 
 
 @cache
-def _opened(ledger: Path, pid: int) -> Ledger:
+def _opened(ledger: Path, memory: Path | None, pid: int) -> Ledger:
     """The ledger, checked as a whole once in a process; what others write to it is taken up at each use.
 
     It stays open: a file that is put in its place meanwhile is refused until this process ends.
     """
     del pid  # a connection must not be used after a fork
-    return Ledger(ledger)
+    return Ledger(ledger, memory=memory)
 
 
 @lru_cache(maxsize=16)

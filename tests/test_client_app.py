@@ -1,6 +1,7 @@
 """The client's Flower app: what it answers, and that nothing but a word leaves when it fails."""
 
 import json
+import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from ledger_reader import charged, kinds, refused, settled
 from owner_policy import RECORDS, write_policy
 
+from client import owner as owners
 from client.app import app, reservation
 from common import flat
 from common.config import parse
@@ -281,3 +283,24 @@ def test_a_scenario_that_does_not_read_is_refused(node):
     """The scenario comes from the coordinator too."""
     assert word(ask(node, order(), text="rubbish")) == Refusal.MALFORMED.value
     assert is_empty(ledger(node))
+
+
+def test_an_older_copy_of_the_ledger_is_noticed_after_a_restart(node, tmp_path):
+    """A node that keeps the newest checkpoint elsewhere does not train on yesterday's ledger, and trains on today's."""
+    seen = tmp_path / "elsewhere.note"
+    careful = node | {"ledger-seen": str(seen)}
+
+    def restart() -> None:
+        owners._opened(ledger(node), seen, os.getpid()).close()
+        owners._opened.cache_clear()
+
+    assert word(ask(careful, order())) is None
+    restart()
+    older, today = ledger(node).read_bytes(), tmp_path / "today"
+    assert word(ask(careful, order(round=2))) is None
+    restart()
+    ledger(node).rename(today)
+    ledger(node).write_bytes(older)
+    assert word(ask(careful, order(round=3))) == Refusal.NOT_RECORDED.value
+    today.replace(ledger(node))
+    assert word(ask(careful, order(round=3))) is None
