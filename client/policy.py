@@ -29,6 +29,7 @@ from common.errors import PolicyError
 from common.model_tables import PositiveFloat, PositiveInt, Table
 from common.privacy.accounting import SMALLEST_DELTA
 from common.privacy.events import Unit
+from common.privacy.odds import largest_posterior
 from common.validation_errors import explain
 
 VERSION = 1
@@ -226,14 +227,6 @@ def describe(policy: Policy) -> dict[str, Any]:
         "largest_posterior": largest_posterior(policy.budget.epsilon),
         "largest_posterior_per_run": largest_posterior(policy.budget.epsilon_per_run),
     }
-
-
-def largest_posterior(epsilon: float) -> float:
-    """Return how sure an even guess can become by epsilon alone: e^epsilon / (1 + e^epsilon).
-
-    Delta adds the chance, of its own order, that the guess becomes surer than that.
-    """
-    return 1 / (1 + math.exp(-epsilon))
 
 
 def in_words(policy: Policy) -> list[str]:

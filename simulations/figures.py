@@ -16,6 +16,7 @@ from common.privacy.plan import Plan
 from common.transparency.entries import PLAN_ROUND, Reserve
 from common.transparency.export import Statement, read
 from server.observer import Observer, RoundRecord
+from server.run_folder import LEDGER
 
 COLUMNS = (
     "client", "records", "sampling_rate", "noise_multiplier", "steps", "participations", "epsilon", "delta", "refusals",
@@ -67,7 +68,7 @@ def write_clients(
         ]
         write_whole(folder / "clients.csv", pd.DataFrame(plain, columns=list(COLUMNS)).to_csv(index=False))
         return [], []
-    statement = read(folder / "ledger.db")
+    statement = read(folder / LEDGER)
     _write_events(statement, plan.run, folder / "events.jsonl")
     rows: list[dict[str, object]] = []
     lifetime: list[float] = []

@@ -28,6 +28,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from common.config import Scenario
+from common.privacy.odds import FALSE_POSITIVES, largest_posterior, most_hits
 from common.privacy.plan import Account, Plan
 from common.tasks import TASKS
 
@@ -36,7 +37,6 @@ Severity = Literal["refuse", "warn", "ok"]
 LARGEST_RATE = Fraction(1, 5)  # of sampling, above which it hides little
 LARGEST_EPSILON = 10.0  # odds of 22,000 to 1
 SMALL_MODEL = 10_000  # parameters: there is hardly a smaller model, and larger ones fare worse under noise
-FALSE_ALARMS = 0.01  # at which an attacker's success is stated
 FEW = 3  # clients that are named
 ALLOW_MORE = "Only the data's owner can allow more (privacy.budget). Or plan fewer rounds or more noise: --trade-off."
 COLOURS = {"refuse": "bold red", "warn": "yellow"}
@@ -124,9 +124,10 @@ def odds(_: Scenario, plan: Plan) -> Finding:
     Source: Kairouz et al. 2015, Theorem 2.1, https://arxiv.org/abs/1311.0776, for the true-positive rate.
     """
     epsilon = plan.epsilon_reserved or 0.0
+    surest = largest_posterior(epsilon)
     found = (
-        f"ε = {epsilon:.3g}: whoever gave even odds that a {_unit(plan)} is in may become {posterior(epsilon):.4g} "
-        f"sure, and find up to {detection(epsilon, plan.delta):.4g} of them at {FALSE_ALARMS:.0%} false alarms"
+        f"ε = {epsilon:.3g}: whoever gave even odds that a {_unit(plan)} is in may become {surest:.4g} sure, "
+        f"and find up to {most_hits([(epsilon, plan.delta)]):.4g} of them at {FALSE_POSITIVES:.0%} false alarms"
     )
     if epsilon > LARGEST_EPSILON:
         return _warn(
@@ -234,22 +235,6 @@ def randomness(scenario: Scenario, _: Plan) -> Finding:
         f"Noise and private sampling, on device '{scenario.engine.device}' as on any: AES-256 in counter mode "
         f"under a key of the operating system, drawn on the CPU in double precision. The run's seed reaches neither.",
     )
-
-
-def posterior(epsilon: float) -> float:
-    """Return the largest certainty that a 50 % prior can become, e^eps / (1 + e^eps)."""
-    return 1 / (1 + math.exp(-epsilon))
-
-
-def detection(epsilon: float, target_delta: float, *, false_alarms: float = FALSE_ALARMS) -> float:
-    """Return the largest true-positive rate of any attack with this rate of false alarms.
-
-    >>> round(detection(math.log(9), 0.0, false_alarms=0.05), 6)  # 9 * 0.05, below 1 - 0.95 / 9
-    0.45
-    """
-    by_alarms = target_delta + math.exp(min(epsilon, 700)) * false_alarms
-    by_silence = 1 - math.exp(-epsilon) * (1 - target_delta - false_alarms)
-    return min(by_alarms, by_silence, 1.0)
 
 
 Check = Callable[[Scenario, Plan], Finding | None]

@@ -21,17 +21,18 @@ from markupsafe import Markup
 from common.config import Scenario, load
 from common.errors import BadInputError, ScenarioError
 from common.files import write_whole
+from common.privacy.odds import FALSE_POSITIVES
 from common.privacy.plan import Plan
 from common.privacy.plan_file import from_json_text
 from common.transparency.entries import Terms
-from common.transparency.export import SQLITE, read
+from common.transparency.export import BEGINNING, SQLITE, read
 from common.transparency.verification import Balance
+from server.run_folder import LEDGER
 from simulations import report_charts as charts
-from simulations.report_facts import FALSE_POSITIVES, LedgerFacts, Odds, epsilons_of, facts, left_of
+from simulations.report_facts import LedgerFacts, Odds, epsilons_of, facts
 
 TOP = 20  # accounts that are shown one by one
 START = b"<!doctype html>"
-_EXPORT = b'{"checkpoint":'
 _MANY = 8  # accounts from which on their spread is drawn
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -90,7 +91,6 @@ def render(source: Path) -> str:
             drawn=[] if course is None or course.rounds is None else _safe(charts.of_rounds(course.rounds)),
             trade_off=None if ledger is None else _trade_off(ledger.account.odds),
             false_positives=FALSE_POSITIVES,
-            left_of=left_of,
             top=TOP,
             version=version("discreet"),
         )
@@ -108,13 +108,13 @@ def _refuse_other_file(path: Path) -> None:
 def _ledger(source: Path) -> Path:
     """Return the file to read, or raise BadInputError for what is no ledger at all."""
     if source.is_dir():
-        return source / "ledger.db"
+        return source / LEDGER
     try:
         with source.open("rb") as file:
             head = file.read(len(SQLITE))
     except OSError as error:
         raise BadInputError(f"{source}: expected a run's folder, a ledger or an export of one ({error}).") from error
-    if head != SQLITE and head[: len(_EXPORT)] != _EXPORT:
+    if head != SQLITE and head[: len(BEGINNING)] != BEGINNING:
         raise BadInputError(f"{source}: expected a run's folder, a ledger or an export of one, got another file.")
     return source
 

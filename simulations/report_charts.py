@@ -16,7 +16,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from simulations.report_facts import FALSE_POSITIVES, Odds, most_hits
+from common.privacy.odds import FALSE_POSITIVES, most_hits
+from simulations.report_facts import Odds
 
 Lines = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # rounds and figures, by what they are of
 

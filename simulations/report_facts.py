@@ -12,24 +12,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from common.errors import AccountingError
-from common.privacy.accounting import COARSE, FINE, epsilon, renyi_epsilon
+from common.privacy.accounting import COARSE, bound
 from common.privacy.admission import account_order
 from common.privacy.events import History, merged
-from common.privacy.renyi_filter import filter_epsilon
+from common.privacy.odds import Pair, best_guess, largest_posterior, most_hits
 from common.transparency.books import Account, Run
 from common.transparency.entries import Audit, Opening, Provenance, Reserve, Terms
 from common.transparency.export import Statement
 from common.transparency.verification import Balance, balances
 
-FALSE_POSITIVES = 0.01  # at which attacks are compared
 ORGANISATIONS = (1, 2, 3)
 DELTAS = (
     1e-4, 1e-3, 3e-3, 0.006, 0.01, 0.02, 0.03, 0.045, 0.07, 0.1, 0.13, 0.17, 0.21, 0.26, 0.31, 0.37, 0.43, 0.5, 0.57,
     0.64, 0.72, 0.8, 0.87, 0.93, 0.97,
 )  # fmt: skip
-
-Pair = tuple[float, float]  # epsilon, delta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +68,6 @@ class AccountFacts:
         terms: those in force.
         balance: what was spent, by three accountants and by the filter.
         held: epsilon when all that open runs have reserved is used.
-        left: epsilon for the next run, with that taken off.
         order: of the account's Rényi filter, or None before its first run.
         runs: in the order in which they were reserved.
         odds: of an attacker against one unit.
@@ -83,7 +78,6 @@ class AccountFacts:
     terms: Terms
     balance: Balance
     held: float
-    left: float
     order: float | None
     runs: tuple[RunFacts, ...]
     odds: Odds
@@ -144,56 +138,22 @@ def epsilons_of(statement: Statement, run: str) -> list[float]:
     return [_run(account, run).epsilon for account in accounts if run in account.runs]
 
 
-def left_of(account: Account, balance: Balance) -> float:
-    """Return what a next run may still spend, by the figure that admits it: what open runs have reserved is taken."""
-    order, terms = account_order(account), account.terms[-1]
-    if order is None:
-        return balance.left
-    return max(terms.budget - filter_epsilon(merged(account.held()), order=order, delta=terms.delta), 0.0)
-
-
 def odds(history: History, *, delta: float, reported: float) -> Odds:
     """Bound what any attack can reach.
 
     Source: the testing region of Kairouz et al. 2015, https://arxiv.org/abs/1311.0776, for all pairs at once.
     """
-    larger = [(_bound(history, delta=other, grid=COARSE), other) for other in DELTAS if other > delta]
+    larger = [(bound(history, delta=other, grid=COARSE), other) for other in DELTAS if other > delta]
     pairs = ((reported, delta), *larger)
     return Odds(
         pairs=pairs,
-        posterior=_logistic(reported),
-        rare_posterior=_logistic(reported + math.log(2)),  # P[loss > epsilon + t] <= delta / (1 - e^-t)
+        posterior=largest_posterior(reported),
+        rare_posterior=largest_posterior(reported + math.log(2)),  # P[loss > epsilon + t] <= delta / (1 - e^-t)
         plain_guess=best_guess(pairs[:1]),
         guess=best_guess(pairs),
         plain_hits=most_hits(pairs[:1]),
         hits=most_hits(pairs),
     )
-
-
-def best_guess(pairs: tuple[Pair, ...]) -> float:
-    """Return how often a guess at even odds can be right: at most (e^epsilon + delta) / (1 + e^epsilon)."""
-    return min(_logistic(loss) + delta * _logistic(-loss) for loss, delta in pairs)
-
-
-def most_hits(pairs: tuple[Pair, ...], false_positives: float = FALSE_POSITIVES) -> float:
-    """Return the highest true-positive rate that a test with this rate of false positives can reach."""
-    limits = [1.0]
-    for loss, delta in pairs:
-        factor = math.exp(min(loss, 700.0))  # beyond it nothing is bounded anyhow
-        limits += [factor * false_positives + delta, 1 - (1 - delta - false_positives) / factor]
-    return min(limits)
-
-
-def _logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-max(x, -700.0)))
-
-
-def _bound(history: History, *, delta: float, grid: float = FINE) -> float:
-    """Epsilon as it is reported: by PLD, or where it cannot answer by RDP."""
-    try:
-        return epsilon(history, delta=delta, grid=grid)
-    except AccountingError:
-        return renyi_epsilon(history, delta=delta)
 
 
 def _account(statement: Statement, balance: Balance) -> AccountFacts:
@@ -202,8 +162,7 @@ def _account(statement: Statement, balance: Balance) -> AccountFacts:
     return AccountFacts(
         terms=terms,
         balance=balance,
-        held=_bound(merged(account.held()), delta=terms.delta),
-        left=left_of(account, balance),
+        held=bound(merged(account.held()), delta=terms.delta),
         order=account_order(account),
         runs=tuple(_run(account, name) for name in account.runs),
         odds=odds(spent, delta=terms.delta, reported=balance.verdict.reported),
@@ -214,14 +173,14 @@ def _account(statement: Statement, balance: Balance) -> AccountFacts:
 
 def _run(account: Account, name: str) -> RunFacts:
     run = account.runs[name]
-    alone = _bound(merged(run.history(run.charged)), delta=account.terms[-1].delta)
+    alone = bound(merged(run.history(run.charged)), delta=account.terms[-1].delta)
     return RunFacts(run=name, entered=run, epsilon=alone)
 
 
 def _several(spent: History, delta: float, times: int) -> tuple[int, float, float]:
     """Epsilon and best guess for somebody whose data are in `times` such accounts."""
     history = merged(spent * times)
-    total = _bound(history, delta=delta)
+    total = bound(history, delta=delta)
     return times, total, odds(history, delta=delta, reported=total).guess
 
 

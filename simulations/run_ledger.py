@@ -90,9 +90,11 @@ def claim(folder: Path, scenario: Scenario, plan: Plan, *, is_resumed: bool) -> 
         yield budget
 
 
-def end(folder: Path, plan: Plan) -> None:
-    """Close a run on all its accounts, once it is over."""
-    if plan.unit != "none":
+def end(folder: Path, plan: Plan, budget: Budget | None = None) -> None:
+    """Close a run on all its accounts, once it is over; a ledger that is open is not read a second time."""
+    if budget is not None:
+        budget.end()
+    elif plan.unit != "none":
         with closing(Ledger(folder / LEDGER, memory=folder / LEDGER_SEEN)) as ledger:
             ledger.end_run(plan.run)
 

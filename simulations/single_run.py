@@ -128,7 +128,7 @@ def _run(
             app(grid, Context(RUN_ID, 0, {}, RecordDict(), run_config))
         except BudgetSpentError as error:
             stopped = str(error)
-    run_ledger.end(folder, plan)
+        run_ledger.end(folder, plan, budget)
     epsilons, lifetime = write_clients(scenario, plan, folder, tally.refusals)
     wall = time.monotonic() - started
     return Outcome(

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -312,9 +313,17 @@ def test_calibration_refuses_what_no_noise_reaches():
 
 def test_agreeing_figures_are_accepted_up_to_the_tolerance():
     """PLD may be at the very edges: 1.001 RDP, PRV's bounds widened by 0.2 %."""
-    refuse_disagreement(Verdict(pld=1.001, prv_low=1.0, prv=1.0, prv_high=1.0, rdp=1.0))
-    refuse_disagreement(Verdict(pld=1.002, prv_low=0.9, prv=1.0, prv_high=1.0, rdp=2.0))  # 1.0 * 1.002
-    refuse_disagreement(Verdict(pld=0.998, prv_low=1.0, prv=1.0, prv_high=1.1, rdp=2.0))  # 1.0 * 0.998
+    edges = (
+        Verdict(pld=1.001, prv_low=1.0, prv=1.0, prv_high=1.0, rdp=1.0),
+        Verdict(pld=1.002, prv_low=0.9, prv=1.0, prv_high=1.0, rdp=2.0),  # 1.0 * 1.002
+        Verdict(pld=0.998, prv_low=1.0, prv=1.0, prv_high=1.1, rdp=2.0),  # 1.0 * 0.998
+    )
+    for verdict in edges:
+        refuse_disagreement(verdict)
+        assert verdict.pld is not None
+        outside = 1.0001 if verdict.pld > 1 else 0.9999
+        with pytest.raises(AccountingError):  # a hair beyond, and it is refused
+            refuse_disagreement(replace(verdict, pld=verdict.pld * outside))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from common.config import Scenario, parse
+from common.privacy.odds import largest_posterior, most_hits
 from common.tasks import TASKS
-from simulations.preflight import Finding, detection, findings, ledger, posterior
+from simulations.preflight import Finding, findings, ledger
 from simulations.single_plan import plan_of
 
 
@@ -83,10 +84,10 @@ def test_an_epsilon_above_ten_is_warned_of():
 
 def test_the_odds_of_epsilon_log_three():
     """Even odds become 3 to 1; at 1 % false alarms at most 3 % are found, and at 50 % 1 - 0.5 / 3."""
-    assert posterior(math.log(3)) == pytest.approx(0.75)
-    assert detection(math.log(3), 0.0) == pytest.approx(0.03)
-    assert detection(math.log(3), 0.0, false_alarms=0.5) == pytest.approx(1 - 0.5 / 3)
-    assert detection(math.inf, 0.0) == 1.0
+    assert largest_posterior(math.log(3)) == pytest.approx(0.75)
+    assert most_hits([(math.log(3), 0.0)]) == pytest.approx(0.03)
+    assert most_hits([(math.log(3), 0.0)], 0.5) == pytest.approx(1 - 0.5 / 3)
+    assert most_hits([(math.inf, 0.0)]) == 1.0
 
 
 def test_persons_with_several_records_are_warned_of():

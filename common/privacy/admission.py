@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from common.errors import AccountingError
-from common.privacy.accounting import epsilon, renyi_epsilon
+from common.privacy.accounting import bound
 from common.privacy.events import History, merged
 from common.privacy.renyi_filter import admissible, admissible_by_pld, filter_epsilon, filter_order
 from common.transparency.books import Account
@@ -73,13 +72,6 @@ def _admission(held: History, events: History, *, wanted: int, budget: float, de
     return Admission(
         participations=count,
         gate=gate,
-        epsilon=_figure(total, delta=delta),
+        epsilon=bound(total, delta=delta),
         filter_epsilon=filter_epsilon(total, order=order, delta=delta),
     )
-
-
-def _figure(history: History, *, delta: float) -> float:
-    try:
-        return epsilon(history, delta=delta)
-    except AccountingError:  # PLD cannot answer, and says so where it is asked for a verdict
-        return renyi_epsilon(history, delta=delta)

@@ -24,7 +24,7 @@ from common.transparency.notes import Checkpoint, VerifierKey, verify
 
 FORMAT = 1
 SQLITE = b"SQLite format 3\x00"
-_BEGINNING = b'{"checkpoint":'
+BEGINNING = b'{"checkpoint":'
 LINE_LIMIT = 1 << 20
 
 
@@ -103,7 +103,7 @@ def _refuse_to_replace(ledger: Path, out: Path) -> None:
     """An export takes the place of nothing but an export: neither of a ledger, nor of its keys."""
     beside = {ledger.resolve().name + end for end in ("", ".key", ".pub", "-wal", "-shm", "-journal")}
     try:
-        is_export = not out.exists() or out.open("rb").read(len(_BEGINNING)) == _BEGINNING
+        is_export = not out.exists() or out.open("rb").read(len(BEGINNING)) == BEGINNING
     except OSError:
         is_export = False
     if not is_export or (out.resolve().parent == ledger.resolve().parent and out.name in beside):
