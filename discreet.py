@@ -6,7 +6,7 @@ Long, because it is nothing but the list of verbs and their options, and a list 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -139,22 +139,23 @@ def epsilon(
 
 @app.command(epilog="Example: discreet bench engine --json")
 def bench(
-    name: Annotated[str, typer.Argument(help="engine, dp-step or ledger.")] = "engine",
+    name: Annotated[str, typer.Argument(help="Which benchmark.")] = "engine",
     repeats: Annotated[int, typer.Option(min=1, help="How often the contestants alternate.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for NAME.csv and NAME.png.")] = Path("runs/bench"),
     as_json: AsJson = False,
 ) -> None:
-    """Time the hot path against the bare training loop, in turns within one call.
+    """Time the hot path: contestants take turns within one call, and their ratios stand beside the targets.
 
-    NAME is `engine` (clients a second), `dp-step` (a private step against a plain one) or `ledger` (what keeping the
-    budget costs).
+    NAME is `engine`, `dp-step`, `growth`, `startup`, `aggregation`, `peers` (after `make peers`) or `ledger`.
     """
-    from simulations import bench as benches
+    from simulations.bench import catalogue
 
-    result: dict[str, Any] = benches.run(name, repeats=repeats)
+    figures = catalogue.run(name, repeats=repeats)
+    catalogue.save(name, figures, out)
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps(catalogue.to_json(name, figures, repeats=repeats)))
     else:
-        benches.show(result)
+        catalogue.show(name, figures, repeats=repeats)
 
 
 @app.command(epilog="Example: discreet report runs/digits-20261122-080000 --out digits.html")

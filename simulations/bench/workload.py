@@ -1,10 +1,9 @@
-"""The work that benchmarks do, and how contestants take turns.
+"""The work that benchmarks do.
 
 Random records: speed does not depend on them.
 """
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +49,3 @@ def write_clients(folder: Path) -> None:
 def node(folder: str) -> Callable[[int], dict[str, Any]]:
     """Return the node configuration of each client."""
     return lambda client: {"partition-id": client, "shards": folder}
-
-
-def alternate(contestants: Sequence[Callable[[], float]], repeats: int) -> list[tuple[float, float]]:
-    """One turn each that does not count, then `repeats` turns in pairs."""
-    first, second = contestants
-    first(), second()
-    return [(first(), second()) for _ in range(repeats)]
-
-
-def ratio(pairs: Sequence[tuple[float, float]], *, target: float, at_least: bool) -> dict[str, Any]:
-    """Return the ratio of each pair: median, min, max, target, and whether it is met."""
-    ratios = [ours / theirs for ours, theirs in pairs]
-    median = statistics.median(ratios)
-    met = median >= target if at_least else median <= target
-    return {"median": median, "min": min(ratios), "max": max(ratios), "target": target, "met": met}

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,8 @@ from common.transparency import export
 from common.transparency.drafts import Charge
 from common.transparency.entries import Terms
 from common.transparency.verification import verify
-from simulations import bench_work as work
+from simulations.bench import workload as work
+from simulations.bench.contest import Figure, alternate, ratio
 from simulations.single_plan import plan_of
 
 ACCOUNTS, HISTORIES, ROUNDS = 10_000, 20, 4  # 10,000 x (GENESIS, plan, 4 x (RESERVE, COMMIT)) = 100,000 entries
@@ -42,9 +42,14 @@ class Free:
         """Forget it."""
 
 
-def order_ms(repeats: int) -> dict[str, Any]:
+def figures(repeats: int) -> list[Figure]:
+    """Time a private round with the ledger against one without, an order's two writes, and a verification."""
+    return [_round_ratio(repeats), _order_ms(repeats), _verify_s(repeats)]
+
+
+def _order_ms(repeats: int) -> Figure:
     """Time RESERVE and COMMIT of one order, both durable, in milliseconds."""
-    figures = []
+    took = []
     for _ in range(repeats):
         with _ledger(accounts=1, rounds=ORDERS) as (ledger, charges):
             for number in range(1, ORDERS + 1):
@@ -52,13 +57,13 @@ def order_ms(repeats: int) -> dict[str, Any]:
                 started = time.perf_counter()
                 ledger.reserve([charge])
                 ledger.settle([charge])
-                figures.append(1000 * (time.perf_counter() - started))
-    return _figure(figures, target=ORDER_TARGET_MS)
+                took.append(1000 * (time.perf_counter() - started))
+    return Figure(name="reserve_and_commit_ms", turns=tuple(took), target=ORDER_TARGET_MS, at_least=False)
 
 
-def verify_s(repeats: int) -> dict[str, Any]:
+def _verify_s(repeats: int) -> Figure:
     """Time the verification of an export with 100,000 entries, 10,000 accounts and 20 histories, in seconds."""
-    figures = []
+    took = []
     with _ledger(accounts=ACCOUNTS, rounds=ROUNDS) as (ledger, charges):
         for number in range(1, ROUNDS + 1):
             ledger.reserve(charges(number))
@@ -69,11 +74,11 @@ def verify_s(repeats: int) -> dict[str, Any]:
             _forget_epsilons()
             started = time.perf_counter()
             verify(export.read(path), key=ledger.key)
-            figures.append(time.perf_counter() - started)
-    return _figure(figures, target=VERIFY_TARGET_S)
+            took.append(time.perf_counter() - started)
+    return Figure(name="verify_100000_entries_s", turns=tuple(took), target=VERIFY_TARGET_S, at_least=False)
 
 
-def round_ratio(repeats: int) -> dict[str, Any]:
+def _round_ratio(repeats: int) -> Figure:
     """Seconds of a private round of all clients, with a ledger and without, in turns on the same workers."""
     from client.budget import Budget, agreements
     from simulations.engine.grid import InProcessGrid
@@ -81,26 +86,26 @@ def round_ratio(repeats: int) -> dict[str, Any]:
 
     scenario = parse(work.TEXT + "privacy = {noise_multiplier = 1.0, budget = 1000.0}", overrides=["run.rounds=100"])
     plan = plan_of(scenario, records=[work.RECORDS] * work.CLIENTS)
-    with tempfile.TemporaryDirectory() as name, closing(Ledger.create(Path(name) / "ledger.db")) as book:
-        work.write_clients(Path(name))
+    with tempfile.TemporaryDirectory() as folder, closing(Ledger.create(Path(folder) / "ledger.db")) as book:
+        work.write_clients(Path(folder))
         budget = Budget(book, run=plan.run, agreements=agreements(plan, account_names(scenario, plan)))
         budget.begin(terms_of(scenario, plan))
         workers = Workers("client.app:app", {"scenario": dump(scenario)}, count=os.cpu_count() or 1)
         try:
             workers.wait()
             numbers = itertools.count(1)
-            contestants = [
-                _private_round(
-                    InProcessGrid(clients=work.CLIENTS, executor=workers, node_config=work.node(name), budget=kept),
+            turns = {
+                name: _private_round(
+                    InProcessGrid(clients=work.CLIENTS, executor=workers, node_config=work.node(folder), budget=kept),
                     plan,
                     numbers,
                 )
-                for kept in (budget, Free())
-            ]
-            pairs = work.alternate(contestants, repeats)
+                for name, kept in (("with", budget), ("without", Free()))
+            }
+            came = alternate(turns, repeats)
         finally:
             workers.close()
-    return work.ratio(pairs, target=1.05, at_least=False)
+    return ratio("round_with_ledger_to_without", came["with"], came["without"], target=1.05, at_least=False)
 
 
 def _private_round(grid: Any, plan: Plan, numbers: Iterator[int]) -> Callable[[], float]:
@@ -169,14 +174,3 @@ def _forget_epsilons() -> None:
 
     accounting.epsilon.cache_clear()
     accounting.check.cache_clear()
-
-
-def _figure(figures: Sequence[float], *, target: float) -> dict[str, Any]:
-    median = statistics.median(figures)
-    return {
-        "median": median,
-        "min": min(figures),
-        "max": max(figures),
-        "target": target,
-        "met": median <= target,
-    }
