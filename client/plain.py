@@ -11,11 +11,20 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from common.config import Precision
+from common.devices import autocast
 from common.shards import Shard
 
 
 def steps(
-    model: nn.Module, optimizer: torch.optim.Optimizer, shard: Shard, *, count: int, batch_size: int, seed: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    shard: Shard,
+    *,
+    count: int,
+    batch_size: int,
+    seed: int,
+    precision: Precision = "float32",
 ) -> None:
     """Take `count` steps on shuffled batches; the last batch of an epoch may be smaller.
 
@@ -24,12 +33,15 @@ def steps(
         A batch of the whole shard or more gives full-batch gradient descent.
     """
     device = next(model.parameters()).device
+    lower = autocast(device, precision)
     batches = _batches(len(shard), batch_size, np.random.default_rng(seed))
     for _, rows in zip(range(count), batches, strict=False):
         optimizer.zero_grad(set_to_none=True)
         features = torch.from_numpy(shard.features_ND[rows]).to(device)
         labels = torch.from_numpy(shard.labels_N[rows]).to(device)
-        functional.cross_entropy(model(features), labels).backward()  # type: ignore[no-untyped-call]
+        with lower():
+            loss = functional.cross_entropy(model(features), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

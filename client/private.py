@@ -2,25 +2,32 @@
 
 Shapes: B rows of a Poisson batch, U units in it, P parameters. A unit is a record, or a person with all its records.
 
-Opacus computes and clips the gradient of each sample; the batches and the noise are drawn from a key of the operating
-system (`common.privacy.entropy`), and steps, rates and divisors come from the plan. `PrivateModel` stays in the worker
-from one client to the next; `steps` begins each order with nothing left over.
+The sum of the units' clipped gradients comes from one backward pass, or from Opacus's hooks where a model does not fit
+it (`client.gradients`); Opacus's optimiser noises, divides and steps. The batches and the noise are drawn from a key of
+the operating system (`common.privacy.entropy`), and steps, rates and divisors come from the plan. `PrivateModel` stays
+in the worker from one client to the next; `steps` begins each order with nothing left over.
 """
 
-import warnings
+import logging
+from collections.abc import Sequence
 
 import torch
-from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
-from torch.nn import functional
 
 from client.batches import Part, Persons, Records, Rows
+from client.gradients.clipped_sums import ClippedSums, clipped_sum_of
+from client.gradients.hooks import Hooks
+from client.gradients.one_backward import NotOnceError, OneBackward, obstacle_in
+from common.config import Precision
+from common.devices import autocast
 from common.errors import ModelRefusedError
 from common.messages import Mechanism
 from common.privacy.entropy import Entropy
 from common.shards import Shard
+
+log = logging.getLogger("discreet.client")
 
 
 def refuse_unfit(model: nn.Module) -> None:
@@ -42,15 +49,11 @@ def _mixes(part: nn.Module) -> bool:
 
 
 class PrivateOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus is untyped
-    """Opacus's optimiser, with noise from the operating system's key and non-finite units zeroed before clipping.
+    """Opacus's optimiser, for sums that are clipped already, with noise from the operating system's key.
 
     Guarantees:
-        The clipped sum moves by at most `max_grad_norm` in L2 when one unit, a row of `grad_sample`, is zeroed.
         The noise added to the sum has standard deviation noise_multiplier * max_grad_norm in each coordinate.
         One step has one noise, however many parts its batch came in, an empty batch included.
-
-    Edge cases:
-        a unit whose gradient is NaN or infinite   adds nothing
     """
 
     def __init__(
@@ -64,59 +67,48 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus is untyped
         )
         self._entropy = entropy
 
-    def clip_and_accumulate(self) -> None:
-        """Add each unit's gradient, scaled into the ball, to the sum.
+    @property
+    def accumulated_iterations(self) -> int:
+        """1: a batch in several parts is still one batch; Opacus would count gradients that are not kept here."""
+        return 1
 
-        Opacus's formula, with one line more: a unit that is not finite is zeroed first (inf * 0 is NaN, so that no
-        factor repairs it).
-        """
-        gradients = self.grad_samples
-        norms_U = torch.stack([_norms(gradient) for gradient in gradients]).norm(2, dim=0)
-        finite_U = torch.isfinite(norms_U)
-        factors_U = (self.max_grad_norm / (norms_U + 1e-6)).clamp(max=1.0)
-        if not finite_U.all():
-            factors_U = factors_U.where(finite_U, 0.0)
-            for gradient in gradients:
-                gradient[~finite_U] = 0.0
-        for parameter, gradient in zip(self.params, gradients, strict=True):
-            clipped = torch.einsum("i,i...", factors_U, gradient)
-            parameter.summed_grad = clipped if parameter.summed_grad is None else parameter.summed_grad + clipped
+    def accumulate(self, sums: Sequence[Tensor]) -> None:
+        """Add the clipped sum of one part of a batch."""
+        for parameter, part in zip(self.params, sums, strict=True):
+            parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad + part
+
+    def pre_step(self, closure: None = None) -> bool:
+        """Noise the sum and divide it; Opacus would clip first."""
+        del closure
+        self.add_noise()
+        self.scale_grad()
+        return True
 
     def add_noise(self) -> None:
         """Add noise to the clipped sum, in double precision, and round once."""
         std = self.noise_multiplier * self.max_grad_norm
-        noise_P = torch.from_numpy(self._entropy.normal(sum(p.numel() for p in self.params)) * std)
+        noise_P = torch.from_numpy(self._entropy.normal(sum(p.numel() for p in self.params))).mul_(std)
         start = 0
         for parameter in self.params:
-            noise = noise_P[start : start + parameter.numel()].view_as(parameter).to(parameter.device)
-            parameter.grad = (parameter.summed_grad.double() + noise).to(parameter.dtype)
+            noise = noise_P[start : start + parameter.numel()].view(parameter.shape)
+            own = torch.empty_like(parameter, dtype=torch.float64).copy_(noise)
+            parameter.grad = (own if parameter.summed_grad is None else own.add_(parameter.summed_grad)).to(parameter)
             start += parameter.numel()
 
 
-def _norms(gradient: Tensor) -> Tensor:
-    """The L2 norm of each unit's gradient, (U,); infinite also where a square overflows."""
-    norms_U: Tensor = gradient.reshape(len(gradient), gradient.shape[1:].numel()).norm(2, dim=1)
-    return norms_U
-
-
 class PrivateModel:
-    """A resident model with Opacus's hooks."""
+    """A resident model whose units' gradients are clipped."""
 
-    def __init__(self, model: nn.Module) -> None:
-        """Hook the model, or raise ModelRefusedError."""
+    def __init__(self, model: nn.Module, *, precision: Precision = "float32") -> None:
+        """Prepare the model, or raise ModelRefusedError."""
         refuse_unfit(model)
-        # the first layer's input needs no gradient, which PyTorch remarks on and Opacus counts on
-        warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
-        # Opacus unfolds activations by their strides as if they were contiguous: in another layout it would read
-        # other numbers, of other samples too, without a word
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        self.module = GradSampleModule(model, loss_reduction="sum")
-        self._parameters = list(self.module.parameters())
-
-    def forget(self) -> None:
-        """Drop every gradient that an earlier client left behind."""
-        for parameter in self._parameters:
-            parameter.grad = parameter.grad_sample = parameter.summed_grad = None
+        self._model, self._parameters = model, [part for part in model.parameters() if part.requires_grad]
+        self._device = self._parameters[0].device
+        self._autocast = autocast(self._device, precision)
+        obstacle = obstacle_in(model)
+        self._sums: ClippedSums = (
+            OneBackward(model, autocast=self._autocast) if obstacle is None else self._hooks(obstacle)
+        )
 
     def steps(
         self,
@@ -134,6 +126,11 @@ class PrivateModel:
             Exactly `mechanism.steps` steps are taken, each noised and divided by `batch_size`, whatever was sampled.
             Each unit is in each batch independently with probability `mechanism.sampling_rate`: a record, or where
             the shard names persons a person with all its records, whose gradients are added up before they are clipped.
+            The sum moves by at most `mechanism.max_grad_norm` in L2 when one unit is left out.
+            Afterwards no gradient is left in the model.
+
+        Edge cases:
+            a unit whose gradient is NaN or infinite   adds nothing
 
         Args:
             optimizer: a fresh optimiser of the model's parameters.
@@ -145,59 +142,44 @@ class PrivateModel:
 
         Source: Abadi et al. 2016, Algorithm 1, https://arxiv.org/abs/1607.00133.
         """
-        self.forget()
         private = PrivateOptimizer(optimizer, mechanism=mechanism, batch_size=batch_size, entropy=entropy)
+        private.zero_grad(set_to_none=True)
         population = Records(len(shard)) if shard.units_N is None else Persons(shard.units_N)
         for _ in range(mechanism.steps):
             chosen = entropy.bernoulli(population.units, probability=mechanism.sampling_rate)
             for part in population.parts(chosen, size=physical_batch):
-                private.zero_grad(set_to_none=True)
-                self._unit_gradients(shard, part, physical_batch)
-                private.signal_skip_step(do_skip=not part.is_last)
-                private.step()
+                if part.units:
+                    private.accumulate(self._part_sum(shard, part, physical_batch, mechanism.max_grad_norm))
+            private.step()
             private.zero_grad(set_to_none=True)
-        self.forget()
 
-    def _unit_gradients(self, shard: Shard, part: Part, size: int) -> None:
-        """Leave each unit's gradient in `grad_sample`, (U, *shape) for each parameter, `size` records at a time."""
-        if part.owner_B is None:
-            self._sample_gradients(shard, part.rows_B)
-        elif part.units == 1:
-            self._sum_of_all(shard, part.rows_B, size)
-        else:
-            self._sums_by_owner(shard, part.rows_B, part.owner_B, units=part.units, size=size)
+    def _part_sum(self, shard: Shard, part: Part, size: int, max_norm: float) -> list[Tensor]:
+        """The clipped sum of a part's units."""
+        if len(part.rows_B) > size:
+            return self._sum_of_one(shard, part.rows_B, size, max_norm)
+        features_B, labels_B = self._records(shard, part.rows_B)
+        owner_B = None if part.owner_B is None else torch.from_numpy(part.owner_B).to(self._device)
+        try:
+            return self._sums.clipped_sum(features_B, labels_B, owner_B, units=part.units, max_norm=max_norm)
+        except NotOnceError as error:
+            self._sums = self._hooks(str(error))
+            return self._sums.clipped_sum(features_B, labels_B, owner_B, units=part.units, max_norm=max_norm)
 
-    def _sums_by_owner(self, shard: Shard, rows_B: Rows, owner_B: Rows, *, units: int, size: int) -> None:
-        """Add each record's gradient to that of its owner."""
-        sums = [parameter.new_zeros((units, *parameter.shape)) for parameter in self._parameters]
+    def _sum_of_one(self, shard: Shard, rows_B: Rows, size: int, max_norm: float) -> list[Tensor]:
+        """One person with more records than are in memory at once: nobody else's are there to be kept apart."""
+        sums = [torch.zeros_like(parameter) for parameter in self._parameters]
         for start in range(0, len(rows_B), size):
-            self._sample_gradients(shard, rows_B[start : start + size])
-            owner = torch.from_numpy(owner_B[start : start + size]).to(self._parameters[0].device)
-            for total, parameter in zip(sums, self._parameters, strict=True):
-                total.index_add_(0, owner, parameter.grad_sample)
-                parameter.grad_sample = None
-        for total, parameter in zip(sums, self._parameters, strict=True):
-            parameter.grad_sample = total
+            chunk = self._sums.plain_sum(*self._records(shard, rows_B[start : start + size]))
+            for total, part in zip(sums, chunk, strict=True):
+                total.add_(part)
+        return clipped_sum_of([total[None] for total in sums], max_norm=max_norm)
 
-    def _sum_of_all(self, shard: Shard, rows_B: Rows, size: int) -> None:
-        """Let PyTorch add up the gradients of one person: nobody else's are there to be kept apart."""
-        self.module.disable_hooks()
-        for start in range(0, len(rows_B), size):
-            self._backward(shard, rows_B[start : start + size])
-        self.module.enable_hooks()
-        for parameter in self._parameters:
-            parameter.grad_sample = None if parameter.grad is None else parameter.grad[None]
+    def _records(self, shard: Shard, rows_B: Rows) -> tuple[Tensor, Tensor]:
+        """Some records and their classes, on the model's device."""
+        features, labels = torch.from_numpy(shard.features_ND[rows_B]), torch.from_numpy(shard.labels_N[rows_B])
+        return features.to(self._device), labels.to(self._device)
 
-    def _sample_gradients(self, shard: Shard, rows: Rows) -> None:
-        """Leave each row's gradient in `grad_sample`, (B, *shape) for each parameter."""
-        if len(rows) == 0:
-            for parameter in self._parameters:
-                parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
-            return
-        self._backward(shard, rows)
-
-    def _backward(self, shard: Shard, rows: Rows) -> None:
-        device = self._parameters[0].device
-        features = torch.from_numpy(shard.features_ND[rows]).to(device)
-        labels = torch.from_numpy(shard.labels_N[rows]).to(device)
-        functional.cross_entropy(self.module(features), labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    def _hooks(self, reason: str) -> Hooks:
+        """Opacus's hooks, and one line that says why."""
+        log.info("gradients come from Opacus's hooks, which are slower: %s", reason)
+        return Hooks(self._model, autocast=self._autocast)

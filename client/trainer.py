@@ -48,7 +48,7 @@ class Trainer:
         else:
             from client.private import PrivateModel  # Opacus takes seconds to import: only where it is needed
 
-            self._private = PrivateModel(self._model)
+            self._private = PrivateModel(self._model, precision=scenario.training.precision)
 
     def train(self, order: Order, shard: Shard) -> Report:
         """Train from the order's weights on the shard, or raise RefusedError.
@@ -130,6 +130,7 @@ class Trainer:
             count=local_steps(training, records=len(shard)),
             batch_size=training.batch_size,
             seed=seeded if privacy.unit == "none" else Entropy().seed(),
+            precision=training.precision,
         )
 
 

@@ -25,6 +25,7 @@ from common.tasks import TASKS
 from common.validation_errors import explain
 
 Optimizer = Literal["sgd", "momentum", "adam"]
+Precision = Literal["float32", "bf16"]
 
 
 class Run(Table):
@@ -46,7 +47,11 @@ class Data(Table):
 
 
 class Training(Table):
-    """`[training]`: what one client does in one round. Under unit `record`, batch_size is an expected size."""
+    """`[training]`: what one client does in one round.
+
+    Under unit `record`, batch_size is an expected size. With precision `bf16` layers compute in bfloat16; weights,
+    norms, clipped sums and noise stay in single precision or better.
+    """
 
     batch_size: PositiveInt
     local_steps: PositiveInt | None = None
@@ -54,6 +59,7 @@ class Training(Table):
     optimizer: Optimizer = "sgd"
     learning_rate: PositiveFloat = 0.1
     momentum: Momentum = 0.9
+    precision: Precision = "float32"
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -81,10 +87,12 @@ class Server(Table):
 class Engine(Table):
     """`[engine]`: what changes speed and nothing else."""
 
-    kind: Literal["auto", "sequential", "parallel"] = "auto"
+    kind: Literal["auto", "sequential", "parallel", "ray"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Annotated[int, Field(ge=0, strict=True)] = 0
     physical_batch: PositiveInt = 128
+    ray_address: Annotated[str, Field(pattern=r"^(local|auto|[A-Za-z0-9.:\[\]-]+:\d{1,5})$")] = "local"
+    scratch: str = ""
 
 
 class Scenario(Table):

@@ -1,8 +1,13 @@
-"""Where tensors live."""
+"""Where tensors live, and in which precision layers compute."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import torch
 
-from common.config import Engine
+from common.config import Engine, Precision
 
 
 def device(engine: Engine) -> torch.device:
@@ -10,3 +15,8 @@ def device(engine: Engine) -> torch.device:
     if engine.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(engine.device)
+
+
+def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
+    """Return what a forward pass is wrapped in: with `bf16` layers compute in bfloat16; weights stay single."""
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

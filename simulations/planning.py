@@ -81,6 +81,7 @@ def report(
         "adjacency": ADJACENCY,
         "delta": plan.delta,
         "max_grad_norm": plan.max_grad_norm,
+        "precision": plan.precision,
         "budget": scenario.privacy.budget,
         "epsilon": _max_median(plan, "epsilon"),
         "epsilon_reserved": _max_median(plan, "epsilon_reserved"),

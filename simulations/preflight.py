@@ -237,10 +237,21 @@ def randomness(scenario: Scenario, _: Plan) -> Finding:
     )
 
 
+def precision(_: Scenario, plan: Plan) -> Finding | None:
+    """Name another precision than single."""
+    if plan.precision == "float32":
+        return None
+    return _ok(
+        "precision",
+        f"Layers compute in {plan.precision}; norms, clipped sums and weights are single precision and noise is double, "
+        f"so that every ε holds as it stands.",
+    )
+
+
 Check = Callable[[Scenario, Plan], Finding | None]
 CHECKS: tuple[Check, ...] = (
     delta, sampling, noise, odds, persons, spare_rounds, participations,
-    cohorts, weighting, optimizers, metrics, tuning, randomness,
+    cohorts, weighting, optimizers, metrics, tuning, randomness, precision,
 )  # fmt: skip
 
 

@@ -348,6 +348,20 @@ def test_a_plan_that_was_written_before_there_were_metrics_reads():
     assert from_json_text(json.dumps(table)) == plan_of()
 
 
+def test_the_plan_names_the_precision():
+    """Half precision is the scenario's choice, and whoever reads the plan sees it."""
+    plan = plan_of("training.precision=bf16")
+    assert json.loads(to_json(plan))["precision"] == plan.precision == "bf16"
+    assert from_json_text(to_json(plan)) == plan
+
+
+def test_a_plan_that_was_written_before_there_was_a_precision_reads():
+    """A file without `precision` is a plan in single precision."""
+    table = json.loads(to_json(plan_of()))
+    del table["precision"]
+    assert from_json_text(json.dumps(table)) == plan_of()
+
+
 def test_the_file_says_what_a_reader_looks_for():
     """The plan's file holds both figures and the adjacency, so that nobody has to recompute them."""
     plan = plan_of()

@@ -139,6 +139,12 @@ def test_the_generator_of_noise_is_named_on_every_device():
     assert "AES-256" in reason
 
 
+def test_half_precision_is_named():
+    """With bf16 the plan says what stays in single precision; without, nothing needs to be said."""
+    assert "bf16" in found("training.precision=bf16")["precision"].reason
+    assert "precision" not in found()
+
+
 def test_a_run_without_privacy_says_so_and_nothing_else():
     """Unit none has one finding."""
     (only,) = found("privacy.unit=none", "privacy.noise_multiplier=").values()

@@ -244,6 +244,17 @@ def test_an_order_for_other_metrics_than_the_scenario_s_is_refused(text, changes
     assert refused.value.word is Refusal.NOT_IN_PLAN
 
 
+def test_half_precision_gives_nearly_the_same_update():
+    """bfloat16 has 8 bits: the update is another one, some percent away, and in single precision."""
+    updates = []
+    for precision in ("float32", "bf16"):
+        given = scenario(PLAIN.replace("local_steps = 3", f'local_steps = 3, precision = "{precision}"'))
+        updates.append(Trainer(given).train(order(given), shard(0)).update_P)
+    distance = np.linalg.norm(updates[1] - updates[0]) / np.linalg.norm(updates[0])
+    assert 0 < distance < 0.1
+    assert updates[1].dtype == np.float32
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_cuda_trains_to_what_the_cpu_trains_to():
     """The same order gives the same update on either device, up to rounding."""

@@ -53,12 +53,16 @@ class Entropy:
 
     def normal(self, count: int) -> npt.NDArray[np.float64]:
         """Draw `count` standard normal numbers in double precision, out to 8.5 standard deviations."""
+        import torch  # its vectorised functions take a quarter of numpy's time
+
         half = (count + 1) // 2
-        words = self.words(2 * half)
-        # 53 bits each: the first half in (0, 1], so that its logarithm is finite; the second in [0, 1)
-        radius = np.sqrt(-2.0 * np.log(((words[:half] >> np.uint64(11)) + np.uint64(1)).astype(np.float64) * 2.0**-53))
-        angle = (words[half:] >> np.uint64(11)).astype(np.float64) * (2.0**-53 * _TWO_PI)
-        return np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:count]
+        uniform = torch.from_numpy((self.words(2 * half) >> np.uint64(11)).astype(np.float64))  # 53 bits each
+        # the first half in (0, 1], so that its logarithm is finite; the second in [0, 2 pi)
+        radius = uniform[:half].add_(1).mul_(2.0**-53).log_().mul_(-2).sqrt_()
+        angle = uniform[half:].mul_(2.0**-53 * _TWO_PI)
+        numbers = torch.cat((angle.cos().mul_(radius), angle.sin_().mul_(radius)))[:count]
+        drawn: npt.NDArray[np.float64] = numbers.numpy()
+        return drawn
 
     def seed(self) -> int:
         """Draw a seed for a generator of a library, where its numbers must not follow from the run's seed."""

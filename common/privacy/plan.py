@@ -78,6 +78,7 @@ class Plan:
         records: declared number of records of each client, or of its persons where they are the unit.
         accounts: the distinct accounts; none for unit `none`, one for unit `client`.
         account_of: for each client its position in `accounts`.
+        precision: in which layers compute; what is clipped, summed and noised is single precision or better.
     """
 
     run: str
@@ -87,6 +88,7 @@ class Plan:
     records: tuple[int, ...]
     accounts: tuple[Account, ...]
     account_of: tuple[int, ...]
+    precision: str = "float32"
 
     def account(self, client: int) -> Account:
         """Return the account of a client."""
@@ -160,6 +162,7 @@ def make_plan(scenario: Scenario, *, records: Sequence[int], run: str) -> Plan:
         records=tuple(records),
         accounts=accounts,
         account_of=account_of,
+        precision=scenario.training.precision,
     )
     _within_budget(plan, privacy)
     return plan

@@ -30,6 +30,7 @@ def to_json(plan: Plan) -> str:
         "adjacency": ADJACENCY,
         "delta": plan.delta,
         "max_grad_norm": plan.max_grad_norm,
+        "precision": plan.precision,
         "epsilon": plan.epsilon,
         "epsilon_reserved": plan.epsilon_reserved,
         "accounts": accounts,
@@ -51,6 +52,7 @@ def from_json_text(text: str) -> Plan:
         records=_unrolled(table["records"]),
         accounts=accounts,
         account_of=_unrolled(table["account_of"]),
+        precision=table.get("precision", "float32"),  # plans written before there was a choice
     )
 
 

@@ -1,0 +1,1 @@
+"""Sums of clipped per-unit gradients, by one backward pass or by Opacus's hooks."""
