@@ -17,7 +17,7 @@ import logging
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
@@ -32,6 +32,8 @@ from common.shards import Shard, open_shard
 from common.wire import Frame, Scalar, decode_order, encode_report
 
 log = logging.getLogger("discreet.client")
+
+Kind = TypeVar("Kind", ArrayRecord, ConfigRecord)
 
 REFUSED = 100  # an error code of ours, above Flower's
 
@@ -73,8 +75,19 @@ def warm(run_config: UserConfig) -> None:
 
 def order_in(message: Message, *, weights_P: npt.NDArray[Any]) -> Order:
     """Return the order that a message carries; WireError or KeyError when there is none."""
-    scalars = cast(dict[str, Scalar], dict(message.content.config_records["order"]))
+    scalars = cast(dict[str, Scalar], dict(_record(message.content, "order", ConfigRecord)))
     return decode_order(Frame(scalars=scalars, array=weights_P))
+
+
+def _record(content: RecordDict, name: str, kind: type[Kind]) -> Kind:
+    """A record by its name, KeyError where there is none of this kind.
+
+    Flower's own `array_records` and its like are cycles that keep a message's arrays until Python collects them.
+    """
+    record = content[name]
+    if not isinstance(record, kind):
+        raise KeyError(name)
+    return record
 
 
 def reservation(order: Order) -> ConfigRecord:
@@ -103,7 +116,7 @@ def _trainer(scenario: Scenario) -> Trainer:
 
 def _order(message: Message) -> Order:
     try:
-        return order_in(message, weights_P=message.content.array_records["arrays"]["weights"].numpy())
+        return order_in(message, weights_P=_record(message.content, "arrays", ArrayRecord)["weights"].numpy())
     except (WireError, KeyError, ValueError, TypeError) as error:
         raise RefusedError(Refusal.MALFORMED, str(error)) from error
 
@@ -115,7 +128,7 @@ def _charged(order: Order, scenario: Scenario, context: Context) -> Iterator[Non
     A node that has a policy decides by it, whatever the coordinator's scenario says of privacy.
     """
     names = {"policy", "ledger"} & context.node_config.keys()
-    is_charged = context.state.config_records.get("reservation") == reservation(order)
+    is_charged = context.state.get("reservation") == reservation(order)
     if not names and (is_charged or scenario.privacy.unit != "record"):
         yield
         return

@@ -10,6 +10,7 @@ in the worker from one client to the next; `steps` begins each order with nothin
 
 import logging
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -88,12 +89,21 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus is untyped
         """Add noise to the clipped sum, in double precision, and round once."""
         std = self.noise_multiplier * self.max_grad_norm
         noise_P = torch.from_numpy(self._entropy.normal(sum(p.numel() for p in self.params))).mul_(std)
-        start = 0
-        for parameter in self.params:
-            noise = noise_P[start : start + parameter.numel()].view(parameter.shape)
-            own = torch.empty_like(parameter, dtype=torch.float64).copy_(noise)
-            parameter.grad = (own if parameter.summed_grad is None else own.add_(parameter.summed_grad)).to(parameter)
-            start += parameter.numel()
+        parts = _parts(noise_P, self.params)
+        for parameter, part in zip(self.params, parts, strict=True):
+            if parameter.summed_grad is not None:
+                part.add_(parameter.summed_grad.to(noise_P.device))
+        rounded_P = noise_P.to(self.params[0])
+        for parameter, part in zip(self.params, _parts(rounded_P, self.params), strict=True):
+            parameter.grad = part
+
+
+def _parts(flat_P: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Views of a flat vector, one a parameter, that lie in memory as the parameters do."""
+    starts = accumulate((parameter.numel() for parameter in parameters), initial=0)
+    return [
+        flat_P.as_strided(part.shape, part.stride(), start) for part, start in zip(parameters, starts, strict=False)
+    ]
 
 
 class PrivateModel:

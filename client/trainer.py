@@ -15,6 +15,7 @@ from torch import nn
 
 from client.metrics import noised_correct
 from common import flat
+from common.allocator import keep_freed_memory
 from common.config import Scenario
 from common.devices import device
 from common.errors import RefusedError
@@ -39,6 +40,7 @@ class Trainer:
 
     def __init__(self, scenario: Scenario) -> None:
         """Build the resident model; ModelRefusedError when it cannot be trained privately."""
+        keep_freed_memory()
         self._scenario = scenario
         model = build(scenario.model, TASKS[scenario.data.dataset], seed=scenario.run.seed)
         self._model: nn.Module = model.to(device(scenario.engine)).train()

@@ -80,8 +80,7 @@ def check(layer: nn.Module, given_B: Tensor, owners: list[int] | None) -> None:
         of_unit = torch.zeros(units, *share.parameter.shape)
         for row, gradients in enumerate(single):
             of_unit[row if owners is None else owners[row]] += gradients[order[id(share.parameter)]]
-        expected = of_unit.flatten(1).pow(2).sum(1)
-        torch.testing.assert_close(share.squared_norms_U(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(share.norms_U(), of_unit.flatten(1).norm(dim=1), rtol=1e-5, atol=1e-6)
         expected = torch.einsum("u,u...", factors_U, of_unit)
         torch.testing.assert_close(share.weighted(factors_U), expected, rtol=1e-5, atol=1e-5)
 
@@ -125,10 +124,10 @@ def test_convolutions_of_any_shape_agree_with_autograd(sides, kernel, stride, pa
 
 
 def test_tokens_that_a_record_repeats_count_together():
-    """Two equal tokens with gradients 3 and 1 make one row of 4, whose square is 16, not 9 + 1."""
+    """Two equal tokens with gradients 3 and 1 make one row of 4, whose norm is 4, not sqrt(9 + 1)."""
     layer = nn.Embedding(3, 1)
     shares = layer_shares(layer, torch.tensor([[2, 2]]), torch.tensor([[[3.0], [1.0]]]), None, units=1)
-    assert shares[0].squared_norms_U().tolist() == [16.0]
+    assert shares[0].norms_U().tolist() == [4.0]
     assert shares[0].weighted(torch.tensor([0.5])).tolist() == [[0.0], [0.0], [2.0]]
 
 
@@ -138,7 +137,7 @@ def test_gradients_that_cancel_leave_their_true_norm():
     given_BTD = torch.tensor([[[1e4], [1e4], [1.0]]])
     gradient_BTE = torch.tensor([[[1.0], [-1.0], [1.0]]])
     shares = layer_shares(layer, given_BTD, gradient_BTE, None, units=1)
-    assert shares[0].squared_norms_U().item() == pytest.approx(1.0, rel=1e-6)
+    assert shares[0].norms_U().item() == pytest.approx(1.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -146,7 +145,7 @@ def test_gradients_that_cancel_leave_their_true_norm():
     ("name", "side"),
     [*((name, "input") for name in LAYERS), *((name, "output gradient") for name in (*LAYERS, *EMBEDDINGS))],
 )
-def test_a_unit_with_factor_0_adds_nothing_even_where_it_is_not_finite(name, side, bad):
+def test_without_a_unit_the_others_sum_is_what_it_was_even_where_it_is_not_finite(name, side, bad):
     """0 times infinity would be NaN."""
     layer, given_B = batch_for(name, 3)
     _, weights = shares_of(layer, given_B)
@@ -154,12 +153,13 @@ def test_a_unit_with_factor_0_adds_nothing_even_where_it_is_not_finite(name, sid
     clean = [share.weighted(factors_U) for share in layer_shares(layer, given_B, weights, None, units=3)]
     (given_B if side == "input" else weights)[1] = bad
     poisoned = layer_shares(layer, given_B, weights, None, units=3)
-    norms = torch.stack([share.squared_norms_U() for share in poisoned]).sum(0)
+    norms = torch.stack([share.norms_U() for share in poisoned]).norm(dim=0)
     if side == "output gradient" or "norm" not in name:  # a normalised constant may be finite again
         assert not norms[1].isfinite()
     assert norms[[0, 2]].isfinite().all()
     for share, expected in zip(poisoned, clean, strict=True):
-        torch.testing.assert_close(share.weighted(factors_U), expected)
+        rest = share.without(torch.tensor([False, True, False]))
+        torch.testing.assert_close(rest.weighted(factors_U), expected)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, *EMBEDDINGS])
@@ -173,7 +173,7 @@ def test_half_precision_is_added_up_in_single_precision(name):
         layer, short.float() if given_B.is_floating_point() else short, weights.bfloat16().float(), None, units=3
     )
     for share, same in zip(shares, expected, strict=True):
-        assert share.squared_norms_U().dtype == torch.float32
+        assert share.norms_U().dtype == torch.float32
         assert torch.equal(share.weighted(torch.ones(3)), same.weighted(torch.ones(3)))
 
 

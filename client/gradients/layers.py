@@ -4,7 +4,7 @@ Shapes: B records, U units (a record is a unit, or several records are one), T p
 a feature map), D numbers that go in at a position, E that come out, K = D * E.
 
     shares = layer_shares(layer, input_B, output_gradient_B, owner_B, units=U)
-    squared_norms_U = sum(share.squared_norms_U() for share in shares)
+    norms_U = torch.stack([share.norms_U() for share in shares]).norm(dim=0)
     for share in shares: share.parameter's sum is share.weighted(factors_U)
 
 A dense layer that sees a record at one position has an outer product as gradient, whose norm is a product of norms: it
@@ -14,7 +14,7 @@ a difference of large numbers, so that rounding cannot hide a part of it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SEQUENCE_DIMS = 3  # records, channels, places
+FEW_CHANNELS = 4
 
 
 class Share(Protocol):
@@ -31,11 +32,14 @@ class Share(Protocol):
     def parameter(self) -> Tensor:
         """Whose gradient it is."""
 
-    def squared_norms_U(self) -> Tensor:
-        """Return each unit's squared L2 norm, (U,) float32."""
+    def norms_U(self) -> Tensor:
+        """Return each unit's L2 norm, (U,) float32; infinite also where a square overflows."""
 
     def weighted(self, factors_U: Tensor) -> Tensor:
-        """Return the sum over units, each times its factor, in the parameter's shape; factor 0 adds nothing at all."""
+        """Return the sum over units, each times its factor, in the parameter's shape."""
+
+    def without(self, is_out_U: Tensor) -> "Share":
+        """Return the share in which some units have a gradient of zero: 0 times infinity would be NaN."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,13 +56,17 @@ class Formed:
     gradients_UK: Tensor
     arrange: Callable[[Tensor], Tensor]
 
-    def squared_norms_U(self) -> Tensor:
-        """Add up the squares of each row."""
-        return _squares(self.gradients_UK)
+    def norms_U(self) -> Tensor:
+        """The norm of each row."""
+        return _norms(self.gradients_UK)
 
     def weighted(self, factors_U: Tensor) -> Tensor:
         """Add up the rows."""
-        return self.arrange(factors_U @ _without(self.gradients_UK, factors_U))
+        return self.arrange(factors_U @ self.gradients_UK)
+
+    def without(self, is_out_U: Tensor) -> "Formed":
+        """Zero the rows of units that are out."""
+        return replace(self, gradients_UK=_zeroed(self.gradients_UK, is_out_U))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,14 +77,18 @@ class Outer:
     input_UD: Tensor
     output_gradient_UE: Tensor
 
-    def squared_norms_U(self) -> Tensor:
-        """Multiply the squared norms of both sides: |x y^T|^2 = |x|^2 |y|^2."""
-        return _squares(self.input_UD) * _squares(self.output_gradient_UE)
+    def norms_U(self) -> Tensor:
+        """Multiply the norms of both sides: |x y^T| = |x| |y|."""
+        return _norms(self.input_UD) * _norms(self.output_gradient_UE)
 
     def weighted(self, factors_U: Tensor) -> Tensor:
         """Add up the products in one matrix product."""
-        weighted_UE = _without(self.output_gradient_UE, factors_U) * factors_U[:, None]
-        return weighted_UE.T @ _without(self.input_UD, factors_U)
+        return (self.output_gradient_UE * factors_U[:, None]).T @ self.input_UD
+
+    def without(self, is_out_U: Tensor) -> "Outer":
+        """Zero both sides of units that are out."""
+        sides = (_zeroed(side, is_out_U) for side in (self.input_UD, self.output_gradient_UE))
+        return replace(self, input_UD=next(sides), output_gradient_UE=next(sides))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,17 +101,19 @@ class Rows:
     gradients_RD: Tensor
     units: int
 
-    def squared_norms_U(self) -> Tensor:
+    def norms_U(self) -> Tensor:
         """Add up the squares of each unit's rows."""
-        squares_R = _squares(self.gradients_RD)
-        return squares_R.new_zeros(self.units).index_add_(0, self.unit_R, squares_R)
+        squares_R = _norms(self.gradients_RD).square()
+        return squares_R.new_zeros(self.units).index_add_(0, self.unit_R, squares_R).sqrt()
 
     def weighted(self, factors_U: Tensor) -> Tensor:
         """Add the rows to a table of zeros."""
-        factors_R = factors_U[self.unit_R]
-        weighted_RD = _without(self.gradients_RD, factors_R) * factors_R[:, None]
-        table = torch.zeros_like(self.parameter, dtype=torch.float32)
-        return table.index_add_(0, self.row_R, weighted_RD)
+        weighted_RD = self.gradients_RD * factors_U[self.unit_R, None]
+        return torch.zeros_like(self.parameter, dtype=torch.float32).index_add_(0, self.row_R, weighted_RD)
+
+    def without(self, is_out_U: Tensor) -> "Rows":
+        """Zero the rows of units that are out."""
+        return replace(self, gradients_RD=_zeroed(self.gradients_RD, is_out_U[self.unit_R]))
 
 
 def obstacle(layer: nn.Module) -> str | None:
@@ -129,7 +143,7 @@ def layer_shares(
 
     Guarantees:
         Added up with factors of 1 the shares are the gradient that PyTorch computes.
-        A unit with factor 0 adds nothing, also where its gradient is not finite.
+        `without` a unit the others' sum is what it was, also where that unit's gradient is not finite.
 
     Args:
         layer: which was called once in the forward pass.
@@ -179,8 +193,7 @@ def _convolution(
     """As a dense layer on the windows that the kernel sees, T of them."""
     input_BCHW, gradient_BCHW = _as_plane(input_B), _as_plane(output_gradient_B)
     gradient_BTE = gradient_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
-    windows_BTD = _windows(layer, input_BCHW)
-    products_BDE = torch.bmm(windows_BTD.transpose(1, 2), gradient_BTE)
+    products_BDE = torch.bmm(_windows(layer, input_BCHW), gradient_BTE)
     outputs, inputs, *kernel = layer.weight.shape
 
     def arrange(sum_K: Tensor) -> Tensor:
@@ -202,7 +215,10 @@ def _as_plane(sequence_or_plane_B: Tensor) -> Tensor:
 
 
 def _windows(layer: nn.Conv1d | nn.Conv2d, planes_BCHW: Tensor) -> Tensor:
-    """What the kernel sees at each position, (B, T, kernel height * kernel width * C)."""
+    """What the kernel sees at each position, (B, kernel height * kernel width * C, T).
+
+    Copied in the order that leaves the longest runs of neighbours: many channels at a place, or places in a row.
+    """
     missing = (0,) * (2 - len(layer.kernel_size))
     one = (1,) * len(missing)
     padding, stride = (*missing, *layer.padding), (*one, *layer.stride)
@@ -217,14 +233,13 @@ def _windows(layer: nn.Conv1d | nn.Conv2d, planes_BCHW: Tensor) -> Tensor:
         for side, size, step, dilated in zip((height, width), kernel, stride, dilation, strict=True)
     ]
     by_record, by_row, by_column, by_channel = rows_BHWC.stride()
-    seen = rows_BHWC.as_strided(
-        (records, *sides, *kernel, channels),
-        (
-            by_record, by_row * stride[0], by_column * stride[1],
-            by_row * dilation[0], by_column * dilation[1], by_channel,
-        ),
-    )  # fmt: skip
-    return seen.reshape(records, sides[0] * sides[1], kernel[0] * kernel[1] * channels)
+    places = (by_row * stride[0], by_column * stride[1])
+    inside = (by_row * dilation[0], by_column * dilation[1], by_channel)
+    if channels < FEW_CHANNELS:
+        seen = rows_BHWC.as_strided((records, *kernel, channels, *sides), (by_record, *inside, *places))
+        return seen.reshape(records, kernel[0] * kernel[1] * channels, sides[0] * sides[1])
+    seen = rows_BHWC.as_strided((records, *sides, *kernel, channels), (by_record, *places, *inside))
+    return seen.reshape(records, sides[0] * sides[1], kernel[0] * kernel[1] * channels).transpose(1, 2)
 
 
 def _embedding(layer: nn.Embedding, input_B: Tensor, output_gradient_B: Tensor, batch: _Batch) -> list[Share]:
@@ -281,16 +296,14 @@ def _formed(parameter: Tensor, gradients_B: Tensor, batch: _Batch) -> Formed:
     return Formed(parameter=parameter, gradients_UK=gradients_UK, arrange=lambda sum_K: sum_K.view(parameter.shape))
 
 
-def _squares(rows: Tensor) -> Tensor:
-    """The squared L2 norm of each row; infinite also where a square overflows."""
+def _norms(rows: Tensor) -> Tensor:
+    """The L2 norm of each row."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return norms.square()
+    return norms
 
 
-def _without(rows: Tensor, factors: Tensor) -> Tensor:
-    """The rows, those of factor 0 replaced by zeros: 0 times infinity would be NaN."""
-    zeroed = factors == 0
-    return rows.masked_fill(zeroed[:, None], 0.0) if zeroed.any() else rows
+def _zeroed(rows: Tensor, is_out: Tensor) -> Tensor:
+    return rows.masked_fill(is_out[:, None], 0.0)
 
 
 def _single(input_B: Tensor) -> Tensor:

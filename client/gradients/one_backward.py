@@ -69,8 +69,11 @@ class OneBackward:
                 for (layer, (given, _, _)), gradient in zip(noted.items(), gradients, strict=True)
                 for share in layer_shares(layer, given, gradient, owner_B, units=units)
             ]
-            squared_U = torch.stack([share.squared_norms_U() for share in shares]).sum(0)
-            factors_U = clip_factors(squared_U.sqrt(), max_norm=max_norm)
+            norms_U = torch.linalg.vector_norm(torch.stack([share.norms_U() for share in shares]), dim=0)
+            factors_U = clip_factors(norms_U, max_norm=max_norm)
+            is_out_U = factors_U == 0
+            if is_out_U.any():
+                shares = [share.without(is_out_U) for share in shares]
             sums = {id(share.parameter): share.weighted(factors_U) for share in shares}
             return [
                 sums[id(parameter)] if id(parameter) in sums else torch.zeros_like(parameter)

@@ -53,16 +53,22 @@ class Entropy:
 
     def normal(self, count: int) -> npt.NDArray[np.float64]:
         """Draw `count` standard normal numbers in double precision, out to 8.5 standard deviations."""
-        import torch  # its vectorised functions take a quarter of numpy's time
+        import torch  # its sine and cosine take a third of numpy's time
 
         half = (count + 1) // 2
-        uniform = torch.from_numpy((self.words(2 * half) >> np.uint64(11)).astype(np.float64))  # 53 bits each
-        # the first half in (0, 1], so that its logarithm is finite; the second in [0, 2 pi)
-        radius = uniform[:half].add_(1).mul_(2.0**-53).log_().mul_(-2).sqrt_()
-        angle = uniform[half:].mul_(2.0**-53 * _TWO_PI)
-        numbers = torch.cat((angle.cos().mul_(radius), angle.sin_().mul_(radius)))[:count]
-        drawn: npt.NDArray[np.float64] = numbers.numpy()
-        return drawn
+        uniform = (self.words(2 * half) >> np.uint64(11)).astype(np.float64)  # 53 bits each
+        radius, angle = uniform[:half], uniform[half:]
+        radius += 1.0  # in (0, 1] once it is scaled, so that the logarithm is finite
+        radius *= 2.0**-53
+        np.log(radius, out=radius)
+        radius *= -2.0
+        np.sqrt(radius, out=radius)
+        angle *= 2.0**-53 * _TWO_PI
+        numbers = np.empty(2 * half)
+        for part, function in ((numbers[:half], torch.cos), (numbers[half:], torch.sin)):
+            function(torch.from_numpy(angle), out=torch.from_numpy(part))
+            np.multiply(part, radius, out=part)
+        return numbers[:count]
 
     def seed(self) -> int:
         """Draw a seed for a generator of a library, where its numbers must not follow from the run's seed."""
