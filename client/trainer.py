@@ -10,6 +10,7 @@ dropout is seeded anew, and secret randomness has a key of its own for each orde
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,7 +18,7 @@ from client.metrics import noised_correct
 from common import flat
 from common.allocator import keep_freed_memory
 from common.config import Scenario
-from common.devices import device
+from common.devices import device, seed_dropout
 from common.errors import RefusedError
 from common.messages import FloatArray, Order, Refusal, Report
 from common.models.registry import build
@@ -42,8 +43,10 @@ class Trainer:
         """Build the resident model; ModelRefusedError when it cannot be trained privately."""
         keep_freed_memory()
         self._scenario = scenario
+        self._device = device(scenario.engine)
         model = build(scenario.model, TASKS[scenario.data.dataset], seed=scenario.run.seed)
-        self._model: nn.Module = model.to(device(scenario.engine)).train()
+        self._model: nn.Module = model.to(self._device).train()
+        self._size = flat.size(model)
         self._private = None
         if scenario.privacy.unit != "record":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # PyTorch's stubs leave it out
@@ -62,15 +65,15 @@ class Trainer:
             an update that is not finite             refused as failed: nothing of it leaves
             metrics other than the scenario's        refused as not in the plan
         """
-        weights_P = torch.from_numpy(order.weights_P)
-        if len(weights_P) != flat.size(self._model) or not torch.isfinite(weights_P).all():
+        if len(order.weights_P) != self._size or not np.isfinite(order.weights_P).all():
             raise RefusedError(Refusal.MALFORMED, "the order's weights do not fit the model, or are not finite")
         if len(shard) == 0:
             raise RefusedError(Refusal.DATA_UNFIT, "the shard holds no records")
         shard = self._by_unit(shard)
+        weights_P = torch.from_numpy(order.weights_P)
         flat.load(self._model, weights_P)
         correct = self._correct(order, shard)
-        torch.manual_seed(derive(self._scenario.run.seed, "dropout", order.round, order.client))
+        seed_dropout(derive(self._scenario.run.seed, "dropout", order.round, order.client), self._device)
         self._steps(order, shard)
         update_P = (flat.flatten(self._model) - weights_P).numpy()
         return Report(

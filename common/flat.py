@@ -20,10 +20,10 @@ def flatten(model: nn.Module) -> Tensor:
 
 def load(model: nn.Module, flat_P: Tensor) -> None:
     """Copy a flat vector into a model's parameters; ValueError when it does not fit."""
-    if flat_P.numel() != size(model):
-        raise ValueError(f"weights: expected {size(model)} numbers, got {flat_P.numel()}")
+    parameters = list(model.parameters())
+    sizes = [parameter.numel() for parameter in parameters]
+    if flat_P.numel() != sum(sizes):
+        raise ValueError(f"weights: expected {sum(sizes)} numbers, got {flat_P.numel()}")
     with torch.no_grad():
-        start = 0
-        for parameter in model.parameters():
-            parameter.copy_(flat_P[start : start + parameter.numel()].view_as(parameter))
-            start += parameter.numel()
+        for parameter, part in zip(parameters, torch.split(flat_P, sizes), strict=True):
+            parameter.copy_(part.view(parameter.shape))

@@ -38,6 +38,8 @@ def clip(update_P: npt.NDArray[np.floating], *, max_norm: float) -> FloatArray:
 
 
 def l2_norm(update_P: npt.NDArray[np.floating]) -> float:
-    """Return the L2 norm in double precision; NaN or infinity where the update is not finite."""
-    wide = update_P.astype(np.float64)
-    return float(np.sqrt(np.dot(wide, wide)))
+    """Return the L2 norm in double precision; NaN or infinity where the update is not finite.
+
+    Not by `np.dot`, whose threads would wait for cores that workers use: 4 to 12 ms instead of 0.07.
+    """
+    return float(np.sqrt(np.einsum("p,p->", update_P, update_P, dtype=np.float64)))
