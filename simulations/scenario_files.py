@@ -22,3 +22,9 @@ def write_starter(folder: Path) -> Path:
 def shipped(name: str) -> str:
     """Return the text of a scenario that comes with Discreet."""
     return files("simulations").joinpath("scenarios", name).read_text(encoding="utf-8")
+
+
+def names() -> list[str]:
+    """Return the names of the scenarios that come with Discreet."""
+    found = (entry.name for entry in files("simulations").joinpath("scenarios").iterdir())
+    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml"))

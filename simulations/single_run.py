@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,18 +25,23 @@ from server.observer import Observer, observer
 from simulations import datasets, run_ledger
 from simulations.figures import Outcome, Tally, last_metrics, rounds_done, write_clients
 from simulations.partition import split
-from simulations.single_plan import check_plan, plan_of
+from simulations.single_plan import checked, plan_of
 
 if TYPE_CHECKING:
     from flwr.app import UserConfig
+    from flwr.serverapp import Grid
 
+    from client.budget import Budget
     from simulations.engine.executors import Executor
+
+    # Connects a run that is prepared to its clients; the second is called when the shards are written.
+    Connect = Callable[[ExitStack, Scenario, UserConfig, Budget | None], tuple[Grid, Callable[[], None]]]
 
 CLIENT_APP = "client.app:app"
 MAY_CHANGE = {
     "run": {"name"},
     "server": {"min_replies", "round_timeout_s", "evaluate_every"},
-    "engine": {"kind", "device", "workers", "physical_batch"},
+    "engine": {"kind", "device", "workers", "physical_batch", "ray_address", "scratch"},
     "data": {"path"},
 }
 
@@ -46,8 +51,17 @@ def plan_in(folder: Path) -> Plan:
     return from_json_text((folder / "plan.json").read_text())
 
 
-def simulate(scenario: Scenario, *, out: Path | None, ledger: Path | None, watcher: Observer) -> Outcome:
-    """Run a scenario in a new folder, on a ledger of its own or one that is named."""
+def simulate(
+    scenario: Scenario,
+    *,
+    out: Path | None,
+    ledger: Path | None,
+    watcher: Observer,
+    connect: "Connect | None" = None,
+) -> Outcome:
+    """Run a scenario in a new folder, on a ledger of its own or one that is named; `connect` brings another grid."""
+    if connect is None:
+        _refuse_missing_engine(scenario)
     folder = out or Path("runs") / f"{scenario.run.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInputError(
@@ -56,12 +70,13 @@ def simulate(scenario: Scenario, *, out: Path | None, ledger: Path | None, watch
     run_ledger.refuse_unfit(ledger, scenario)
     dataset = datasets.load(scenario)  # a data set that is missing is reported before anything is written
     plan = plan_of(scenario)
-    check_plan(plan)
+    with checked(plan, scenario):
+        import server.app  # noqa: F401 - with torch, which takes seconds: while the plan is checked
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "scenario.toml", dump(scenario))
     run_ledger.attach(folder, ledger, scenario)
     write_whole(folder / "plan.json", to_json(plan))
-    return _run(scenario, plan, dataset, folder, watcher)
+    return _run(scenario, plan, dataset, folder, watcher, connect=connect or _in_process)
 
 
 def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Outcome:
@@ -75,7 +90,9 @@ def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Out
         raise BadInputError(f"{folder}: the run's scenario or plan does not read ({error}).") from error
     if scenario is not None:
         _refuse_difference(begun, scenario)
-    return _run(scenario or begun, plan, datasets.load(begun), folder, watcher, is_resumed=True)
+    _refuse_missing_engine(scenario or begun)
+    dataset = datasets.load(begun)
+    return _run(scenario or begun, plan, dataset, folder, watcher, connect=_in_process, is_resumed=True)
 
 
 def _refuse_difference(begun: Scenario, given: Scenario) -> None:
@@ -97,32 +114,25 @@ def _run(
     folder: Path,
     watcher: Observer,
     *,
+    connect: "Connect",
     is_resumed: bool = False,
 ) -> Outcome:
     from flwr.app import Context, RecordDict  # with torch: after everything that is wrong was refused
 
     from server.app import app
     from simulations.engine.executors import RUN_ID
-    from simulations.engine.grid import InProcessGrid
 
     started = time.monotonic()
     tally = Tally(watcher)
     with _stopped_by_hand(folder), ExitStack() as stack:
-        shards = stack.enter_context(_scratch())
+        shards = stack.enter_context(_scratch(scenario.engine.scratch))
         budget = stack.enter_context(run_ledger.claim(folder, scenario, plan, is_resumed=is_resumed))
         run_config: UserConfig = {"scenario": dump(scenario), "run-folder": str(folder), "shards": str(shards)}
-        executor = _executor(scenario, run_config)  # workers import their libraries while the data are laid out
-        stack.callback(executor.close)
+        grid, wait = connect(stack, scenario, run_config, budget)  # clients start while the data are laid out
         write_shards(shards, train=dataset.train, test=dataset.test, indices=split(scenario, dataset))
-        grid = InProcessGrid(
-            clients=scenario.data.clients,
-            executor=executor,
-            node_config=lambda client: _node_config(scenario, shards, client),
-            budget=budget,
-        )
         token = observer.set(tally)
         stack.callback(observer.reset, token)
-        executor.wait()
+        wait()
         stopped = None
         try:
             app(grid, Context(RUN_ID, 0, {}, RecordDict(), run_config))
@@ -155,10 +165,45 @@ def _stopped_by_hand(folder: Path) -> Iterator[None]:
         raise RunFailedError(f"Stopped. Continue with: discreet simulate --resume {folder}") from error
 
 
+def _in_process(
+    stack: ExitStack, scenario: Scenario, run_config: "UserConfig", budget: "Budget | None"
+) -> "tuple[Grid, Callable[[], None]]":
+    """The grid of our own, on the scenario's engine."""
+    from simulations.engine.grid import InProcessGrid
+
+    executor = _executor(scenario, run_config)
+    stack.callback(executor.close)
+    grid = InProcessGrid(
+        clients=scenario.data.clients,
+        executor=executor,
+        node_config=lambda client: node_config(scenario, run_config["shards"], client),
+        budget=budget,
+    )
+    return grid, executor.wait
+
+
+def _refuse_missing_engine(scenario: Scenario) -> None:
+    if scenario.engine.kind == "ray":
+        from simulations.engine import ray_actors
+
+        ray_actors.refuse_missing()
+
+
 def _executor(scenario: Scenario, run_config: "UserConfig") -> "Executor":
     """The scenario's engine; `auto` takes a worker a core where that can be faster, and one process on a GPU."""
     import torch
 
+    if scenario.engine.kind == "ray":
+        from simulations.engine.ray_actors import RayActors
+
+        return RayActors(
+            CLIENT_APP,
+            run_config,
+            address=scenario.engine.ray_address,
+            count=scenario.engine.workers,
+            most=scenario.server.cohort,
+            on_gpu=scenario.engine.device == "cuda",
+        )
     cores = os.cpu_count() or 1
     on_gpu = scenario.engine.device == "cuda" or (scenario.engine.device == "auto" and torch.cuda.is_available())
     alone = on_gpu or cores == 1 or scenario.server.cohort == 1
@@ -172,19 +217,25 @@ def _executor(scenario: Scenario, run_config: "UserConfig") -> "Executor":
     return Workers(CLIENT_APP, run_config, count=min(scenario.engine.workers or cores, scenario.server.cohort))
 
 
-def _node_config(scenario: Scenario, shards: Path, client: int) -> "UserConfig":
+def node_config(scenario: Scenario, shards: object, client: int) -> "UserConfig":
+    """Return what a virtual client finds in its node's configuration."""
     return {"partition-id": client, "num-partitions": scenario.data.clients, "shards": str(shards)}
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
-    """A private folder that is gone afterwards; folders of processes that were killed are swept away first."""
-    root = Path(tempfile.gettempdir())
-    for old in root.glob("discreet-*-*"):
+def _scratch(root: str) -> Iterator[Path]:
+    """A private folder that is gone afterwards, in `root` or where this machine keeps temporary files.
+
+    What killed processes left is swept away first, but not from `root`: there it may be another machine's, and in use.
+    """
+    for old in Path(tempfile.gettempdir()).glob("discreet-*-*") if not root else ():
         owner = old.name.split("-")[1]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists() and old.stat().st_uid == os.getuid():
             shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"discreet-{os.getpid()}-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f"discreet-{os.getpid()}-", dir=Path(root).resolve() if root else None))
+    except OSError as error:
+        raise RunFailedError(f"engine.scratch: expected a folder where one may write, got {error}.") from error
     try:
         yield folder
     finally:

@@ -92,7 +92,7 @@ def _records(scenario: Scenario, clients: int) -> tuple[Tensor, Tensor]:
     shard = work.records(clients * STEPS * BATCH)
     features, labels = torch.from_numpy(shard.features_ND), torch.from_numpy(shard.labels_N)
     shape, there = (clients, STEPS, BATCH), device(scenario.engine)
-    return features.unflatten(0, shape).to(there), labels.unflatten(0, shape).to(there)
+    return features.view(*shape, *features.shape[1:]).to(there), labels.view(shape).to(there)
 
 
 def _speed(clients: int, started: float, weights: Mapping[str, Tensor]) -> float:
