@@ -1,11 +1,12 @@
 # Every target runs in the environment .venv, which is made when it is missing or older than what it is made from.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow audit lint bench clean
+.PHONY: help demo test test-slow audit lint bench peers clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,5 +39,13 @@ lint: $(READY)  ## ruff, mypy strict, and the directions between the rooms
 bench: $(READY)  ## time the hot path: what a simulation reaches of the bare training loop
 	$(RUN)/discreet bench
 
-clean:  ## remove the environment and the caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+peers: $(PEERS)/.ready  ## make the environment of `discreet bench peers`: Flower on Ray, Opacus, pfl
+
+$(PEERS)/.ready: simulations/bench/peers/requirements.txt simulations/bench/peers/constraints.txt
+	$(PYTHON) -m venv --clear $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement simulations/bench/peers/requirements.txt --constraint simulations/bench/peers/constraints.txt
+	@touch $(PEERS)/.ready
+
+clean:  ## remove the environments and the caches
+	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

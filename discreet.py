@@ -64,9 +64,12 @@ def simulate(
     if resume is not None and (out or ledger or seeds > 1 or (scenario is None and overrides)):
         raise typer.BadParameter("--resume continues one run as it was: leave out --out, --ledger, --seeds and --set.")
     from common.config import load
+    from simulations.engine import nursery
 
     given = load(scenario, overrides or ()) if scenario is not None else None
-    from simulations import campaign, progress  # with pandas: after a scenario that is wrong was refused
+    if given is not None:
+        nursery.prepare(given)  # its imports take seconds: they begin before everything else
+    from simulations import campaign, progress
 
     with progress.watcher() as watcher:
         if resume is not None:
@@ -146,7 +149,8 @@ def bench(
 ) -> None:
     """Time the hot path: contestants take turns within one call, and their ratios stand beside the targets.
 
-    NAME is `engine`, `dp-step`, `growth`, `startup`, `aggregation`, `peers` (after `make peers`) or `ledger`.
+    NAME is `engine`, `dp-step`, `growth`, `stacking`, `startup`, `aggregation`, `peers` (after
+    `make peers`) or `ledger`.
     """
     from simulations.bench import catalogue
 

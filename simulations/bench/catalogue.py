@@ -19,6 +19,7 @@ BENCHES: Mapping[str, str] = {
     "engine": "clients a second, against bare training loops",
     "dp-step": "a private step, against a plain one and against Opacus's hooks",
     "growth": "10,000 clients, against 100: time a client, and memory",
+    "stacking": "clients stacked by vmap, against one after another, on this machine's device",
     "startup": "from the command to the end of a first round",
     "aggregation": "100 updates of a million parameters, against Flower's",
     "peers": "the same work in Flower on Ray, Flower with Opacus, and pfl (make peers)",
@@ -44,7 +45,7 @@ def show(name: str, figures: Sequence[Figure], *, repeats: int) -> None:
     """Print the figures for people."""
     table = Table(title=f"bench {name}, {repeats} turns: {BENCHES[name]}", title_justify="left")
     for heading in ("figure", "median", "min", "max", "target", "met"):
-        table.add_column(heading, justify="left" if heading == "figure" else "right")
+        table.add_column(heading, justify="left" if heading == "figure" else "right", overflow="fold")
     for figure in figures:
         numbers = (f"{number:.2f}" for number in (figure.median, min(figure.turns), max(figure.turns)))
         bound = f"{'≥' if figure.at_least else '≤'} {figure.target:g}"

@@ -1,7 +1,7 @@
 """`discreet bench dp-step`: a private step against a plain one of the same layout, and against Opacus's hooks.
 
-On one thread, noise and optimiser included, a CNN of 93,322 parameters and a transformer of 266,490. Ours is the trainer
-with a client's whole order; Opacus's is the loop of its documentation, with the same Poisson rate and no loader.
+On one thread, noise and optimiser included, a CNN of 93,322 parameters and a transformer of 266,502. Ours is the
+trainer with a client's whole order; Opacus's is the loop of its documentation, with the same Poisson rate, no loader.
 """
 
 import time
@@ -24,9 +24,7 @@ from simulations.bench.contest import Figure, Turn, alternate, ratio
 
 STEPS = 40
 BATCH = 14
-MECHANISM = Mechanism(
-    sampling_rate=Fraction(BATCH, work.RECORDS), noise_multiplier=1.0, max_grad_norm=1.0, steps=STEPS
-)
+MECHANISM = Mechanism(sampling_rate=Fraction(BATCH, work.RECORDS), noise_multiplier=1.0, max_grad_norm=1.0, steps=STEPS)
 
 
 def figures(repeats: int) -> list[Figure]:
