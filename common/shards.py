@@ -5,11 +5,13 @@ Shapes: N is the number of records, D a record's own shape, K the number of clie
 A folder of `features.npy` (N, *D) and `labels.npy` (N,), ordered so that each client's records are neighbours,
 `offsets.npy` (K + 1,), `units.npy` (N,) where records name their persons, and the public
 test set as `test_features.npy` and `test_labels.npy`. They are opened as memory maps: a shard is a view, no client and
-no worker process has a copy.
+no worker process has a copy. Only a client's own rows are mapped, and no longer than its shard is used, so that a
+process that serves ten thousand clients does not hold all of their records.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +51,68 @@ def write_shards(folder: Path, *, train: Shard, test: Shard, indices: Sequence[n
 
 def open_shard(folder: Path, client: int) -> Shard:
     """Return the records of one client; IndexError for a client that is not there, OSError for a folder that is not."""
-    offsets = np.load(folder / "offsets.npy")
+    offsets = _whole(folder / "offsets.npy", _version(folder / "offsets.npy"))
     if not 0 <= client < len(offsets) - 1:
         raise IndexError(f"client: expected 0 to {len(offsets) - 2}, got {client}")
-    rows = slice(int(offsets[client]), int(offsets[client + 1]))
-    features = np.load(folder / "features.npy", mmap_mode="r")
-    labels = np.load(folder / "labels.npy", mmap_mode="r")
+    begin, end = int(offsets[client]), int(offsets[client + 1])
     named = folder / "units.npy"
-    units = np.load(named, mmap_mode="r")[rows] if named.exists() else None
-    return Shard(features_ND=features[rows], labels_N=labels[rows], units_N=units)
+    return Shard(
+        features_ND=_mapped(folder / "features.npy", begin, end),
+        labels_N=_mapped(folder / "labels.npy", begin, end),
+        units_N=_mapped(named, begin, end) if named.exists() else None,
+    )
 
 
 def open_test(folder: Path) -> Shard:
     """Return the public test set."""
     features = np.load(folder / "test_features.npy", mmap_mode="r")
     return Shard(features_ND=features, labels_N=np.load(folder / "test_labels.npy"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How the records lie in a file: their type, how many, the shape of each, and where the first begins."""
+
+    dtype: np.dtype[Any]
+    records: int
+    shape: tuple[int, ...]
+    start_bytes: int
+
+
+def _mapped(path: Path, begin: int, end: int) -> Array:
+    """Some rows of an array's file, mapped read-only; ValueError when the file has no such rows."""
+    layout = _layout(path, _version(path))
+    if not 0 <= begin <= end <= layout.records:
+        raise ValueError(f"{path}: expected {end} records or more, got {layout.records}")
+    if begin == end:
+        return np.empty((0, *layout.shape), layout.dtype)
+    row_bytes = layout.dtype.itemsize * int(np.prod(layout.shape))
+    start, shape = layout.start_bytes + begin * row_bytes, (end - begin, *layout.shape)
+    return np.memmap(path, layout.dtype, mode="r", offset=start, shape=shape)
+
+
+Version = tuple[int, int, int]
+
+
+def _version(path: Path) -> Version:
+    """What differs when another file is put in a file's place."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=16)
+def _layout(path: Path, version: Version) -> _Layout:
+    """Read a file's header once in a process."""
+    del version
+    whole = np.load(path, mmap_mode="r")
+    if not isinstance(whole, np.memmap) or not whole.flags.c_contiguous:
+        raise ValueError(f"{path}: expected an array, row after row")
+    return _Layout(dtype=whole.dtype, records=len(whole), shape=whole.shape[1:], start_bytes=whole.offset)
+
+
+@lru_cache(maxsize=4)
+def _whole(path: Path, version: Version) -> Array:
+    """Read a small file once in a process."""
+    del version
+    array: Array = np.load(path)
+    return array

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from common.config import Scenario
 from common.errors import BudgetSpentError, RunFailedError
 from common.ledger import Ledger, Share
@@ -19,6 +21,7 @@ from server.cohorts import Clients, poisson_cohort, schedule
 from server.run_folder import LEDGER, LEDGER_SEEN, RunFolder
 from server.spending import Spending
 
+_EVERYBODY = np.arange(0)  # who is asked does not matter where all are charged
 SPENT = "The model so far is saved. See `discreet report` for what was spent; only the data's owner can allow more."
 
 
@@ -41,13 +44,13 @@ class Attempts:
 
     def __init__(self, scenario: Scenario, plan: Plan, folder: RunFolder) -> None:
         self._scenario, self._plan, self._folder = scenario, plan, folder
-        self._schedule = schedule(scenario)
+        self._schedule = schedule(scenario) if plan.unit != "client" else []  # whose cohorts are drawn, and secret
         self._spending = Spending(plan)
         self._ledger: Ledger | None = None
         self._charge: Charge | None = None  # of the attempt that is under way
         self._lost_here = 0
         for number, times in folder.attempts().items():
-            self._spending.charge(self._schedule[number - 1], times=times)
+            self._spending.charge(self._schedule[number - 1] if self._schedule else _EVERYBODY, times=times)
 
     @contextmanager
     def open(self) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import TypeVar, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import SType
@@ -14,6 +14,8 @@ from common.wire import Frame, Scalar, decode_report, encode_order
 from server.replies import ReplyRefusedError, raw_update
 
 POLL_S = 0.05
+Kind = TypeVar("Kind", ArrayRecord, ConfigRecord)
+
 _WORDS = {refusal.value for refusal in Refusal}
 
 
@@ -51,8 +53,8 @@ def report_in(reply: Message, *, size: int) -> Report:
         reason = reply.error.reason
         raise ReplyRefusedError(reason if reason in _WORDS else Refusal.FAILED.value)
     try:
-        array = reply.content.array_records["arrays"]["update"]
-        scalars = cast(dict[str, Scalar], dict(reply.content.config_records["report"]))
+        array = _record(reply, "arrays", ArrayRecord)["update"]
+        scalars = cast(dict[str, Scalar], dict(_record(reply, "report", ConfigRecord)))
         if (array.dtype, array.shape) != ("float32", (size,)):
             raise ReplyRefusedError("wrong-size")
         if array.stype != SType.NUMPY:
@@ -60,3 +62,15 @@ def report_in(reply: Message, *, size: int) -> Report:
         return decode_report(Frame(scalars=scalars, array=raw_update(array.data, size=size)))
     except (WireError, KeyError) as error:
         raise ReplyRefusedError("malformed") from error
+
+
+def _record(message: Message, name: str, kind: type[Kind]) -> Kind:
+    """A message's record, KeyError where it has none of this kind.
+
+    `array_records` and its like are cycles that keep a message's arrays until Python collects them, some hundred
+    messages later.
+    """
+    record = message.content[name]
+    if not isinstance(record, kind):
+        raise KeyError(name)
+    return record

@@ -52,7 +52,8 @@ class GlobalModel:
 
     def step(self, mean_P: npt.NDArray[np.float64]) -> None:
         """Move by the mean update."""
-        self._weights_P.grad = torch.from_numpy((-mean_P).astype(np.float32))
+        gradient_P = mean_P.astype(np.float32)
+        self._weights_P.grad = torch.from_numpy(np.negative(gradient_P, out=gradient_P))
         self._optimizer.step()
         self._weights_P.grad = None
         self._steps += 1

@@ -7,6 +7,8 @@
     model.safetensors            the final weights by name
 
 A full disk or a kill leaves the last checkpoint whole; `rounds.csv` is cut back to it when the run resumes.
+
+PyTorch is imported when a checkpoint is read or written: who asks for a file's name need not wait for it.
 """
 
 import csv
@@ -15,14 +17,16 @@ import io
 import os
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from common.errors import RunFailedError
 from common.files import write_whole, write_whole_with
 from server.observer import RoundRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEDGER, LEDGER_SEEN = "ledger.db", "ledger.note"  # what was spent, and what that looked like last
 
@@ -73,16 +77,20 @@ class RunFolder:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [line for line in lines if line.endswith("\n")]
 
-    def save(self, round_number: int, state: dict[str, Tensor]) -> None:
+    def save(self, round_number: int, state: "dict[str, Tensor]") -> None:
         """Replace the checkpoint, or raise RunFailedError with the old one whole."""
+        from safetensors.torch import save_file
+
         with _guard(self.path):
             write_whole_with(
                 self._checkpoint / "state.safetensors",
                 lambda path: save_file(state, path, metadata={"round": str(round_number)}),
             )
 
-    def load(self) -> tuple[int, dict[str, Tensor]] | None:
+    def load(self) -> "tuple[int, dict[str, Tensor]] | None":
         """Return round and state of the checkpoint, or None before the first."""
+        from safetensors.torch import load_file
+
         path = self._checkpoint / "state.safetensors"
         if not path.exists():
             return None
@@ -93,8 +101,10 @@ class RunFolder:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise RunFailedError(f"{path}: the checkpoint does not read ({error}). Start a new run.") from error
 
-    def save_model(self, named: dict[str, Tensor], description: dict[str, str]) -> None:
+    def save_model(self, named: "dict[str, Tensor]", description: dict[str, str]) -> None:
         """Write the final weights by name."""
+        from safetensors.torch import save_file
+
         with _guard(self.path):
             write_whole_with(self.path / "model.safetensors", lambda path: save_file(named, path, metadata=description))
 

@@ -58,6 +58,7 @@ class PrivateAveraging(Strategy):
         self._attempts = Attempts(scenario, plan, folder)
         self._observer = observer.get()
         self._nodes: list[int] = []
+        self._client_of: dict[int, int] = {}
         self._attempt = Attempt(round=0, number=1, cohort=np.arange(0))
         self._refused: list[tuple[int, str]] = []
         self._replies = 0
@@ -84,6 +85,7 @@ class PrivateAveraging(Strategy):
         """
         del train_config, evaluate_config, evaluate_fn  # a scenario says all of it
         self._nodes = sorted(grid.get_node_ids())
+        self._client_of = {node: client for client, node in enumerate(self._nodes)}
         if len(self._nodes) < self._scenario.data.clients:
             raise RunFailedError(
                 f"Expected {self._scenario.data.clients} nodes, got {len(self._nodes)}. Start the missing ones."
@@ -122,11 +124,10 @@ class PrivateAveraging(Strategy):
         if self._scenario.server.weighting == "records":
             weights = {client: float(self._plan.records[client]) for client in self._attempt.cohort.tolist()}
         total = OrderedSum(self._attempt.cohort.tolist(), size=size, weights=weights)
-        client_of = {node: client for client, node in enumerate(self._nodes)}
         self._refused, self._replies, self._pool = [], 0, Pool()
         missing = set(self._attempt.cohort.tolist())
         for reply in replies:
-            client = client_of.get(reply.metadata.src_node_id, -1)
+            client = self._client_of.get(reply.metadata.src_node_id, -1)
             if client not in missing:
                 log.warning("round %d: an answer that nobody was asked for", server_round)
                 continue
@@ -151,9 +152,11 @@ class PrivateAveraging(Strategy):
                 max_norm=self._plan.max_grad_norm,
                 entropy=Entropy(),
             )
-            self._model.step(sum_P / float(account.event.sampling_rate * len(self._plan.records)))
+            sum_P /= float(account.event.sampling_rate * len(self._plan.records))
+            self._model.step(sum_P)
         elif total.total_weight:
-            self._model.step(sum_P / total.total_weight)
+            sum_P /= total.total_weight
+            self._model.step(sum_P)
         return self._arrays(), MetricRecord({"replies": self._replies})
 
     def configure_evaluate(

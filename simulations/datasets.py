@@ -9,6 +9,7 @@ import gzip
 import os
 import zlib
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from common.model_tables import Transformer
 from common.shards import Shard
 from common.tasks import TASKS
 from common.text import tokenize
+from simulations.holdout import stratified
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0  # the public test set is the same in every run
@@ -99,12 +101,16 @@ def _file(scenario: Scenario, *parts: str) -> Path:
 
 
 def _digits() -> Dataset:
-    """8x8 grey digits, 1,797, which come with scikit-learn (Alpaydin and Kaynak 1998)."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    features = (bunch.images[:, None] * (DIGITS_RANGE / 16)).astype(np.float32)
-    return _split(features, bunch.target.astype(np.int64))
+    """8x8 grey digits, 1,797, which come with scikit-learn (Alpaydin and Kaynak 1998); it is not imported."""
+    found = find_spec("sklearn")
+    path = Path(found.origin if found and found.origin else "sklearn").parent / "datasets" / "data" / "digits.csv.gz"
+    try:
+        with gzip.open(path, "rt") as file:
+            table = np.loadtxt(file, delimiter=",")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DataMissingError(f"digits: expected {path}, which comes with scikit-learn, got: {error}.") from error
+    features = (table[:, :-1].reshape(-1, 1, 8, 8) * (DIGITS_RANGE / 16)).astype(np.float32)
+    return _split(features, table[:, -1].astype(np.int64))
 
 
 def _mnist(scenario: Scenario) -> Dataset:
@@ -150,11 +156,7 @@ def _sms_spam(scenario: Scenario) -> Dataset:
 
 def _split(features: npt.NDArray[Any], labels: npt.NDArray[np.int64]) -> Dataset:
     """Set a fifth aside as public test set, the same share of each class."""
-    from sklearn.model_selection import train_test_split
-
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=labels
-    )
+    train, test = stratified(labels, share=TEST_SHARE, seed=SPLIT_SEED)
     return Dataset(
         train=Shard(features_ND=features[train], labels_N=labels[train]),
         test=Shard(features_ND=features[test], labels_N=labels[test]),

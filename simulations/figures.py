@@ -1,18 +1,19 @@
 """The figures of a run: what its rounds add up to, and what each client spent."""
 
+import csv
+import io
 import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import pandas as pd
 
 from common.config import Scenario
 from common.files import write_whole
 from common.privacy import accounting
 from common.privacy.accounts import client_account, population_account
 from common.privacy.events import merged
-from common.privacy.plan import Plan
+from common.privacy.plan import Account, Plan
 from common.transparency.entries import PLAN_ROUND, Reserve
 from common.transparency.export import Statement, read
 from server.observer import Observer, RoundRecord
@@ -63,19 +64,23 @@ def write_clients(
 ) -> tuple[list[float], list[float]]:
     """Write clients.csv and events.jsonl from the ledger; return each account's epsilon, of this run and in all."""
     if plan.unit == "none":
-        plain = [
+        plain = (
             {"client": client, "records": n, "refusals": refusals[client]} for client, n in enumerate(plan.records)
-        ]
-        write_whole(folder / "clients.csv", pd.DataFrame(plain, columns=list(COLUMNS)).to_csv(index=False))
+        )
+        write_whole(folder / "clients.csv", _table(plain))
         return [], []
     statement = read(folder / LEDGER)
     _write_events(statement, plan.run, folder / "events.jsonl")
     rows: list[dict[str, object]] = []
+    epsilons: list[float] = []
     lifetime: list[float] = []
+    spent: dict[str, tuple[int, float, float]] = {}  # by account, which for unit `client` all clients share
     for client, records in enumerate(plan.records):
         name = population_account(scenario) if plan.unit == "client" else client_account(scenario, client)
-        planned, account = plan.account(client), statement.books.accounts[name]
-        times = account.runs[plan.run].charged if plan.run in account.runs else 0
+        planned = plan.account(client)
+        if name not in spent:
+            spent[name] = _spent(statement, plan, planned, name)
+        times, of_run, in_all = spent[name]
         rows.append(
             {
                 "client": client,
@@ -84,15 +89,32 @@ def write_clients(
                 "noise_multiplier": planned.event.noise_multiplier,
                 "steps": planned.event.steps * times,
                 "participations": times,
-                "epsilon": accounting.epsilon(planned.history(times), delta=plan.delta),
+                "epsilon": of_run,
                 "delta": plan.delta,
                 "refusals": refusals[client],
             }
         )
-        lifetime.append(accounting.epsilon(merged(account.spent()), delta=account.terms[-1].delta))
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    write_whole(folder / "clients.csv", table.to_csv(index=False))
-    return table["epsilon"].astype(float).tolist(), lifetime
+        epsilons.append(of_run)
+        lifetime.append(in_all)
+    write_whole(folder / "clients.csv", _table(rows))
+    return epsilons, lifetime
+
+
+def _spent(statement: Statement, plan: Plan, planned: Account, name: str) -> tuple[int, float, float]:
+    """An account's participations in a run, their epsilon, and that of all its runs at the ledger's delta."""
+    account = statement.books.accounts[name]
+    times = account.runs[plan.run].charged if plan.run in account.runs else 0
+    of_run = accounting.epsilon(planned.history(times), delta=plan.delta)
+    return times, of_run, accounting.epsilon(merged(account.spent()), delta=account.terms[-1].delta)
+
+
+def _table(rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows as comma-separated text; a figure that a row does not have is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _write_events(statement: Statement, run: str, path: Path) -> None:
@@ -115,17 +137,19 @@ def _write_events(statement: Statement, run: str, path: Path) -> None:
 
 def rounds_done(folder: Path) -> int:
     """Return the number of the last round in rounds.csv."""
-    path = folder / "rounds.csv"
-    return int(pd.read_csv(path)["round"].max()) if path.exists() else 0
+    return max((int(line["round"]) for line in _lines(folder)), default=0)
 
 
 def last_metrics(folder: Path) -> dict[str, float]:
     """The metrics of the last round that was evaluated, or none."""
+    evaluated = [line for line in _lines(folder) if line["accuracy"]]
+    return {name: float(evaluated[-1][name]) for name in ("accuracy", "loss")} if evaluated else {}
+
+
+def _lines(folder: Path) -> list[dict[str, str]]:
+    """The lines of rounds.csv by column; none before the first round."""
     path = folder / "rounds.csv"
-    evaluated = pd.read_csv(path).dropna(subset=["accuracy"]) if path.exists() else pd.DataFrame()
-    if evaluated.empty:
-        return {}
-    return {name: float(evaluated.iloc[-1][name]) for name in ("accuracy", "loss")}
+    return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
 
 
 class Tally(Observer):

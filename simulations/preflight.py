@@ -243,8 +243,8 @@ def precision(_: Scenario, plan: Plan) -> Finding | None:
         return None
     return _ok(
         "precision",
-        f"Layers compute in {plan.precision}; norms, clipped sums and weights are single precision and noise is double, "
-        f"so that every ε holds as it stands.",
+        f"Layers compute in {plan.precision}; norms, clipped sums and weights are single precision and noise is "
+        f"double, so that every ε holds as it stands.",
     )
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pandas as pd
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -181,6 +180,8 @@ def _show_outcome(console: Console, outcome: Outcome, campaign: Campaign) -> Non
 
 def _spent(outcome: Outcome, campaign: Campaign) -> Table:
     """A line for each client, or for each group of clients that are alike."""
+    import pandas as pd  # once, at a run's end: its import would keep a first round waiting
+
     clients = pd.read_csv(f"{outcome.run_dir}/clients.csv")
     facts = ["records", "sampling_rate", "noise_multiplier", "steps", "epsilon"]
     table = Table(title="What each client spent", title_justify="left")

@@ -2,6 +2,7 @@
 
 import random
 import time
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
@@ -518,3 +519,16 @@ def test_an_order_without_an_answer_holds_back_no_other_s_commit(path, account, 
         ("COMMIT", number, 1, name) for number in (1, 2) for name in ("account-0", "account-2")
     ]
     assert ledger.books.accounts["account-1"].runs["r"].charged == 1
+
+
+def test_a_message_that_waits_is_small():
+    """Ten thousand may wait: each takes far less than a message of Flower's, which is some three thousand bytes."""
+    many = 2000
+    template = message_to(1)
+    grid = InProcessGrid(clients=many, executor=FakeExecutor(lambda _: None, room=0), node_config=lambda _: {})
+    messages = [Message(template.content, node, "train") for node in range(1, many + 1)]
+    tracemalloc.start()
+    grid.push_messages(iter(messages))
+    held_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held_bytes / many < 1500

@@ -1,5 +1,8 @@
 """The optimisers of clients and of the server, step by step."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import Parameter
@@ -100,3 +103,44 @@ def test_no_optimiser_decays_weights(name):
     weight.grad = torch.zeros(1)
     optimizer.step()
     assert weight.item() == 3.0
+
+
+def test_no_optimiser_imports_the_compiler():
+    """Building, stepping and clearing both kinds leave PyTorch's compiler unimported: it takes longer than a round."""
+    code = """
+import sys, torch
+from common.config import Server, Training
+from common.optimizers import client_optimizer, server_optimizer
+weight = torch.nn.Parameter(torch.ones(1))
+for name in ("sgd", "momentum", "adam"):
+    tables = (Training(batch_size=1, optimizer=name), Server(cohort=1, max_participations=1, optimizer=name))
+    for make, table in zip((client_optimizer, server_optimizer), tables):
+        optimizer = make([weight], table)
+        optimizer.zero_grad(set_to_none=True)
+        weight.grad = torch.ones(1)
+        optimizer.step()
+print("torch._dynamo" in sys.modules, weight.item() < 1)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False True\n"
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_steps_are_those_of_torch_bit_for_bit(optimizer):
+    """Leaving out the compiler's marks changes no number, and nothing is recorded for a gradient of a step."""
+    plain = {
+        "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1, betas=(0.9, 0.99), eps=1e-8),
+    }[optimizer]
+    makers = (lambda parameters: client_optimizer(parameters, training(optimizer)), plain)
+    ends = []
+    for make in makers:
+        weight = Parameter(torch.linspace(-1, 1, 50))
+        stepper = make([weight])
+        for step in range(5):
+            weight.grad = torch.sin(torch.arange(50.0) * (step + 1))
+            stepper.step()
+        assert weight.grad_fn is None
+        ends.append(weight.detach().numpy().tobytes())
+    assert ends[0] == ends[1]

@@ -135,3 +135,28 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path):
         open_shard(tmp_path / "nowhere", 0)
     with pytest.raises(OSError, match="No such file"):
         open_test(tmp_path / "nowhere")
+
+
+def test_another_data_set_in_the_same_folder_is_seen(tmp_path):
+    """What a process remembers of a file is forgotten when another one is put in its place."""
+    write(tmp_path, rows(7, 0, 3), rows(9))
+    assert open_shard(tmp_path, 0).labels_N.tolist() == [7, 0, 3]
+    write(tmp_path, rows(1), rows(2), rows(4, 5))
+    assert [open_shard(tmp_path, client).labels_N.tolist() for client in range(3)] == [[1], [2], [4, 5]]
+
+
+def test_only_a_client_s_own_rows_are_mapped(tmp_path):
+    """The map of a shard is as long as the shard, whatever the population."""
+    write(tmp_path, rows(0, 1), rows(2), rows(*range(3, 10)))
+    features = open_shard(tmp_path, 1).features_ND
+    assert isinstance(features, np.memmap)
+    assert features._mmap is not None  # type: ignore[attr-defined]
+    assert features.nbytes == 8  # one record of two float32
+
+
+def test_a_file_that_is_shorter_than_its_offsets_is_refused(tmp_path):
+    """Rows that are not there raise ValueError, and no neighbour's are served."""
+    write(tmp_path, rows(0, 1), rows(2))
+    np.save(tmp_path / "labels.npy", np.arange(2))
+    with pytest.raises(ValueError, match="expected 3 records or more, got 2"):
+        open_shard(tmp_path, 1)

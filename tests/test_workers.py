@@ -171,7 +171,7 @@ def test_workers_inherit_no_random_state(pair):
     replies = send(pair, [message_to(node, "facts") for node in range(1, 10)])
     records = [reply.content.metric_records["metrics"] for reply in replies.values()]
     assert len({record["draw"] for record in records}) == 9
-    assert {worker.process._start_method for worker in pair._workers} == {"spawn"}  # type: ignore[attr-defined]
+    assert {worker.process._start_method for worker in pair._workers} == {"forkserver"}  # type: ignore[attr-defined]
 
 
 def test_ctrl_c_is_the_parent_s_business(pair):

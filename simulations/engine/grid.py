@@ -1,7 +1,8 @@
 """The in-process grid: Flower's `Grid`, with the clients in this process or in worker processes.
 
 It calls the very apps that a deployment runs, with no server and no Ray. Messages are answered one by one and in the
-order of the clients as far as workers allow; nothing holds a cohort's arrays. Charges are made here, all of a round in
+order of the clients as far as workers allow; nothing holds a cohort's arrays, and a message that waits is a few hundred
+bytes. Charges are made here, all of a round in
 one durable write before the first client trains, and settled in another after the last has answered; the client app
 finds its reservation in its own state.
 
@@ -10,14 +11,15 @@ finds its reservation in its own state.
 """
 
 import itertools
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from copy import deepcopy
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict, UserConfig
+from flwr.app import ArrayRecord, Error, Message, RecordDict, UserConfig
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -25,8 +27,49 @@ from client.app import REFUSED, order_in, reservation
 from common.errors import WireError
 from common.messages import Order, Refusal
 from simulations.engine.executors import Executor, identify
+from simulations.engine.parcels import plain, records, same_arrays
 
 POLL_S = 0.2
+_EMPTY = np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Waiting:
+    """A message that was pushed, as small as can be: ten thousand may wait.
+
+    Args:
+        arrays: its records of arrays, the same object for all messages that share them.
+        others: its other records, pickled, so that it has them for itself.
+        order: what is charged for it, or None without a budget.
+    """
+
+    name: str
+    node: int
+    message_type: str
+    group: str
+    created_at: float
+    ttl_s: float
+    arrays: dict[str, ArrayRecord]
+    others: bytes
+    order: Order | None
+
+    def is_alive(self) -> bool:
+        """Whether its time to live is not over."""
+        return time.time() < self.created_at + self.ttl_s
+
+    def message(self) -> Message:
+        """Return it with records of its own; the arrays in them are immutable and stay shared."""
+        content = records(pickle.loads(self.others))  # noqa: S301 - pickled by this object's maker
+        for name, record in self.arrays.items():
+            content[name] = ArrayRecord(dict(record))
+        message = Message(content, self.node, self.message_type, ttl=self.ttl_s, group_id=self.group)
+        message.metadata.__dict__["_message_id"] = self.name
+        message.metadata.created_at = self.created_at
+        return message
+
+    def state(self) -> RecordDict:
+        """Return the state that its client finds: its reservation, where it is charged."""
+        return RecordDict() if self.order is None else RecordDict({"reservation": reservation(self.order)})
 
 
 class Accounts(Protocol):
@@ -61,7 +104,8 @@ class InProcessGrid(Grid):
         self._clients, self._executor = clients, executor
         self._node_config, self._budget = node_config, budget
         self._numbers = itertools.count(1)
-        self._queue: deque[tuple[Message, RecordDict]] = deque()
+        self._queue: deque[_Waiting] = deque()
+        self._arrays: dict[str, ArrayRecord] = {}  # of the message that was pushed last
         self._done: deque[Message] = deque()
         self._training: dict[str, Order] = {}  # charged, by the message's id
         self._trained: list[Order] = []
@@ -91,13 +135,13 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Charge what is to be charged, then queue the messages; return their ids."""
-        pushed = [self._own(message) for message in messages]
-        for message, answer in zip(pushed, self._charged(pushed), strict=True):
-            if isinstance(answer, Refusal):
-                self._done.append(Message(Error(REFUSED, answer.value), reply_to=message))
+        pushed = [self._kept(message) for message in messages]
+        for waiting, refusal in zip(pushed, self._charged(pushed), strict=True):
+            if refusal is None:
+                self._queue.append(waiting)
             else:
-                self._queue.append((message, answer))
-        return [message.metadata.message_id for message in pushed]
+                self._done.append(Message(Error(REFUSED, refusal.value), reply_to=waiting.message()))
+        return [waiting.name for waiting in pushed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the answers to these messages that are there, after a short wait for the first."""
@@ -124,41 +168,35 @@ class InProcessGrid(Grid):
                 replies.append(reply)
         return replies
 
-    def _own(self, message: Message) -> Message:
-        """Give a message an id and records of its own; the arrays in them are immutable and stay shared."""
-        content = RecordDict({name: _copied(record) for name, record in message.content.items()})
-        own = Message(
-            content,
-            message.metadata.dst_node_id,
-            message.metadata.message_type,
-            ttl=message.metadata.ttl,
-            group_id=message.metadata.group_id,
+    def _kept(self, message: Message) -> _Waiting:
+        """Give a message an id and keep what it says now, whatever becomes of its records."""
+        arrays = {name: record for name, record in message.content.items() if isinstance(record, ArrayRecord)}
+        if not same_arrays(arrays, self._arrays):
+            self._arrays = {name: ArrayRecord(dict(record)) for name, record in arrays.items()}
+        return _Waiting(
+            name=str(next(self._numbers)),
+            node=message.metadata.dst_node_id,
+            message_type=message.metadata.message_type,
+            group=message.metadata.group_id,
+            created_at=time.time(),
+            ttl_s=message.metadata.ttl,
+            arrays=self._arrays,
+            others=pickle.dumps(plain(message.content)),
+            order=None if self._budget is None else _order(message),
         )
-        own.metadata.__dict__["_message_id"] = str(next(self._numbers))
-        return own
 
-    def _charged(self, messages: Sequence[Message]) -> list[RecordDict | Refusal]:
-        """For each message the state that its client finds, or why it is not asked."""
+    def _charged(self, pushed: Sequence[_Waiting]) -> list[Refusal | None]:
+        """For each message None, or why its client is not asked."""
         if self._budget is None:
-            return [RecordDict() for _ in messages]
-        orders = []
-        for message in messages:
-            try:
-                orders.append(order_in(message, weights_P=np.zeros(0, np.float32)))
-            except (WireError, KeyError) as error:
-                raise WireError(f"A message under a budget carries no order: {error}.") from error
-        self._give_up({(order.round, order.attempt) for order in orders})
+            return [None for _ in pushed]
+        orders = {waiting.name: waiting.order for waiting in pushed if waiting.order is not None}
+        self._give_up({(order.round, order.attempt) for order in orders.values()})
         self._settle()
-        answers = self._budget.reserve(orders)
+        answers = self._budget.reserve(list(orders.values()))
         self._training |= {
-            message.metadata.message_id: order
-            for message, order, refusal in zip(messages, orders, answers, strict=True)
-            if refusal is None
+            name: order for (name, order), refusal in zip(orders.items(), answers, strict=True) if refusal is None
         }
-        return [
-            refusal if refusal is not None else RecordDict({"reservation": reservation(order)})
-            for order, refusal in zip(orders, answers, strict=True)
-        ]
+        return answers
 
     def _note(self, answers: Iterable[Message]) -> None:
         """Note which orders were carried out; when all were heard of, settle them in one write."""
@@ -183,20 +221,19 @@ class InProcessGrid(Grid):
     def _dispatch(self) -> None:
         """Hand messages to the executor as long as it has room."""
         while self._queue and self._executor.has_room():
-            message, state = self._queue.popleft()
-            if _is_alive(message):
-                client = message.metadata.dst_node_id - 1
-                self._executor.submit(message, self._node_config(client), state)
-            elif message.metadata.message_id in self._training:
-                self._failed.append(self._training.pop(message.metadata.message_id))
+            waiting = self._queue.popleft()
+            if waiting.is_alive():
+                self._executor.submit(waiting.message(), self._node_config(waiting.node - 1), waiting.state())
+            elif waiting.name in self._training:
+                self._failed.append(self._training.pop(waiting.name))
 
 
-def _copied(record: ArrayRecord | ConfigRecord | MetricRecord) -> ArrayRecord | ConfigRecord | MetricRecord:
-    if isinstance(record, ArrayRecord):
-        return ArrayRecord(dict(record))
-    if isinstance(record, MetricRecord):
-        return MetricRecord(deepcopy(dict(record)))
-    return ConfigRecord(deepcopy(dict(record)))
+def _order(message: Message) -> Order:
+    """The order that a message carries; WireError when it carries none."""
+    try:
+        return order_in(message, weights_P=_EMPTY)
+    except (WireError, KeyError) as error:
+        raise WireError(f"A message under a budget carries no order: {error}.") from error
 
 
 def _is_alive(message: Message) -> bool:

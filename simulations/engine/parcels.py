@@ -67,6 +67,14 @@ def records(plain: dict[str, tuple[str, dict[str, Any]]]) -> RecordDict:
     )
 
 
+def same_arrays(left: dict[str, ArrayRecord], right: dict[str, ArrayRecord]) -> bool:
+    """Return whether two messages hold the very same arrays."""
+    return left.keys() == right.keys() and all(
+        left[name].keys() == right[name].keys() and all(left[name][key] is right[name][key] for key in left[name])
+        for name in left
+    )
+
+
 def _view(block: SharedMemory) -> memoryview:
     """The memory of a block that is open."""
     if block.buf is None:

@@ -1,12 +1,14 @@
 """The life of one worker process: take a task, call the app, lay the answer in shared memory."""
 
 import contextlib
+import random
 import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Context, Message, UserConfig
 from flwr.common.constant import ErrorCode
 
@@ -46,6 +48,8 @@ def work(pipe: Connection, app_name: str, run_config: UserConfig) -> None:
     import torch
 
     torch.set_num_threads(1)
+    random.seed()  # from the operating system: forks of one process would otherwise draw alike
+    np.random.seed()  # noqa: NPY002 - whoever draws from the global state
     identify()
     app = load_app(app_name)
     warm(app_name, run_config)

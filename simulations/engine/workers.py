@@ -1,16 +1,14 @@
 """Worker processes: one single-threaded process a core, one resident model each.
 
 Arrays do not go through the pipes: a cohort's model lies once in shared memory, and each answer comes back through a
-slot of its worker. A worker has two slots and up to two messages, so that it never waits for the coordinator. It is
-spawned, not forked: no random state, no lock and no thread is inherited.
+slot of its worker. A worker has two slots and up to two messages, so that it never waits for the coordinator. It is a
+fork of `nursery`, not of the coordinator: no random state, no lock and no thread is inherited.
 """
 
 import contextlib
-import os
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing import connection, get_context
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -21,7 +19,8 @@ from flwr.common.constant import ErrorCode
 
 from common.errors import RunFailedError
 from common.messages import Refusal
-from simulations.engine.parcels import Parcel, pack, plain, unpack
+from simulations.engine import nursery
+from simulations.engine.parcels import Parcel, pack, plain, same_arrays, unpack
 from simulations.engine.worker_process import Answer, Task, work
 
 SLOTS = 2
@@ -95,10 +94,10 @@ class Workers:
         self._workers, self._blocks = [], {}
 
     def _start(self) -> _Worker:
-        ours, theirs = get_context("spawn").Pipe()
-        process = get_context("spawn").Process(target=work, args=(theirs, self._app, self._run_config), daemon=True)
-        with _single_threaded():
-            process.start()
+        context = nursery.context(self._app.partition(":")[0])
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, self._app, self._run_config), daemon=True)
+        process.start()
         theirs.close()
         return _Worker(process=process, pipe=ours, slots=[], free=list(range(SLOTS)))
 
@@ -147,13 +146,13 @@ class Workers:
     def _bury(self, worker: _Worker) -> list[Message]:
         """Replace a dead worker; its first message is lost, the one behind it is asked again."""
         self._deaths += 1
+        worker.pipe.close()
+        worker.process.join()
         if self._deaths > MAX_DEATHS:
             raise RunFailedError(
                 f"{self._deaths} worker processes died in a row (exit code {worker.process.exitcode}). Is there enough "
                 f"memory? Lower engine.workers or engine.physical_batch."
             )
-        worker.pipe.close()
-        worker.process.join()
         _free(worker.slots)
         fresh = self._start()
         self._workers[self._workers.index(worker)] = fresh
@@ -167,7 +166,7 @@ class Workers:
     def _lay_out(self, content: RecordDict) -> Parcel:
         """Put a message's arrays into shared memory, once for all messages that share them."""
         arrays = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
-        if self._laid_out is None or not _same(self._laid_out[0], arrays):
+        if self._laid_out is None or not same_arrays(self._laid_out[0], arrays):
             size = sum(len(array.data) for record in arrays.values() for array in record.values())
             block = self._idle_block(size)
             self._laid_out = (arrays, pack(arrays, block))
@@ -186,14 +185,6 @@ class Workers:
         return block
 
 
-def _same(left: dict[str, ArrayRecord], right: dict[str, ArrayRecord]) -> bool:
-    """Whether two messages hold the very same arrays."""
-    return left.keys() == right.keys() and all(
-        left[name].keys() == right[name].keys() and all(left[name][key] is right[name][key] for key in left[name])
-        for name in left
-    )
-
-
 def _reply(message: Message, answer: Answer, slot: SharedMemory) -> Message:
     if answer.content is None:
         code, reason = answer.error or (int(ErrorCode.UNKNOWN), Refusal.FAILED.value)
@@ -205,19 +196,3 @@ def _free(blocks: list[SharedMemory]) -> None:
     for block in blocks:
         block.close()
         block.unlink()
-
-
-@contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Let a child's mathematical libraries start with one thread."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
