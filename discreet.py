@@ -143,7 +143,9 @@ def epsilon(
 @app.command(epilog="Example: discreet bench engine --json")
 def bench(
     name: Annotated[str, typer.Argument(help="Which benchmark.")] = "engine",
-    repeats: Annotated[int, typer.Option(min=1, help="How often the contestants alternate.")] = 3,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="How often the contestants alternate; each benchmark knows how often.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for NAME.csv and NAME.png.")] = Path("runs/bench"),
     as_json: AsJson = False,
 ) -> None:
@@ -154,12 +156,12 @@ def bench(
     """
     from simulations.bench import catalogue
 
-    figures = catalogue.run(name, repeats=repeats)
+    figures, turns = catalogue.run(name, repeats=repeats)
     catalogue.save(name, figures, out)
     if as_json:
-        typer.echo(json.dumps(catalogue.to_json(name, figures, repeats=repeats)))
+        typer.echo(json.dumps(catalogue.to_json(name, figures, repeats=turns)))
     else:
-        catalogue.show(name, figures, repeats=repeats)
+        catalogue.show(name, figures, repeats=turns)
 
 
 @app.command(epilog="Example: discreet report runs/digits-20261122-080000 --out digits.html")

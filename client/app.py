@@ -15,10 +15,12 @@ Every failure leaves as one word of `Refusal`; its text stays in the owner's log
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
@@ -116,9 +118,27 @@ def _trainer(scenario: Scenario) -> Trainer:
 
 def _order(message: Message) -> Order:
     try:
-        return order_in(message, weights_P=_record(message.content, "arrays", ArrayRecord)["weights"].numpy())
+        return order_in(message, weights_P=_numbers(_record(message.content, "arrays", ArrayRecord)["weights"]))
     except (WireError, KeyError, ValueError, TypeError) as error:
         raise RefusedError(Refusal.MALFORMED, str(error)) from error
+
+
+def _numbers(array: Array) -> npt.NDArray[Any]:
+    """An array's numbers, to be read only; those of the last array are kept, which all orders of a round may share."""
+    if _last.data is not array.data:
+        _last.data, _last.numbers = array.data, array.numpy()
+    return _last.numbers
+
+
+@dataclass
+class _Decoded:
+    """An array as it came, and its numbers."""
+
+    data: bytes | None = None
+    numbers: npt.NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+_last = _Decoded()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Where tensors live, and in which precision layers compute."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ def device(engine: Engine) -> torch.device:
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], AbstractContextManager[Any]]:
     """Return what a forward pass is wrapped in: with `bf16` layers compute in bfloat16; weights stay single."""
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    return nullcontext if precision == "float32" else partial(torch.autocast, device.type, dtype=torch.bfloat16)
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:

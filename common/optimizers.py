@@ -2,7 +2,8 @@
 
 All are `torch.optim`'s; the server feeds them the mean update with its sign turned, as in Reddi et al. 2021,
 https://arxiv.org/abs/2003.00295. Their methods are called without the marks that they carry for PyTorch's compiler:
-to read a mark, each process would import the compiler, which takes 1.4 seconds, and nothing is compiled here.
+to read a mark, each process would import the compiler, which takes 1.4 seconds, and nothing is compiled here. All
+parameters are moved by few calls (`foreach`), bit for bit as one by one.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,9 +31,9 @@ def server_optimizer(parameters: Iterable[Parameter], server: Server) -> torch.o
 
 def _optimizer(parameters: Iterable[Parameter], table: Training | Server, *, eps: float) -> torch.optim.Optimizer:
     if table.optimizer == "adam":
-        return _Adam(parameters, lr=table.learning_rate, betas=(0.9, 0.99), eps=eps)
+        return _Adam(parameters, lr=table.learning_rate, betas=(0.9, 0.99), eps=eps, foreach=True)
     momentum = table.momentum if table.optimizer == "momentum" else 0.0
-    return _Sgd(parameters, lr=table.learning_rate, momentum=momentum)
+    return _Sgd(parameters, lr=table.learning_rate, momentum=momentum, foreach=True)
 
 
 def _unmarked(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import shards
 from common.shards import Shard, open_shard, open_test, write_shards
 
 
@@ -60,13 +61,25 @@ def test_the_length_of_a_shard_is_its_number_of_records():
     assert len(shard(7)) == 7
 
 
-def test_a_shard_is_a_view_of_the_file(tmp_path):
+def test_a_large_shard_is_a_view_of_the_file(tmp_path, monkeypatch):
     """Nothing is copied: the features are a slice of a memory map of the one file."""
+    monkeypatch.setattr(shards, "COPIED_BYTES", 0)
     write(tmp_path, rows(0, 1), rows(2))
     features = open_shard(tmp_path, 1).features_ND
     assert isinstance(features, np.memmap)
     assert not features.flags.owndata
     assert str(features.filename) == str(tmp_path / "features.npy")
+
+
+@pytest.mark.parametrize("copied_bytes", [0, 1 << 20])
+def test_records_are_the_same_read_or_mapped_and_cannot_be_written(tmp_path, monkeypatch, copied_bytes):
+    """How they come to memory is a question of speed alone."""
+    monkeypatch.setattr(shards, "COPIED_BYTES", copied_bytes)
+    write(tmp_path, rows(7, 0, 3), rows(9))
+    opened = open_shard(tmp_path, 0)
+    np.testing.assert_array_equal(opened.features_ND, shard(10).features_ND[[7, 0, 3]])
+    assert opened.labels_N.tolist() == [7, 0, 3]
+    assert not opened.features_ND.flags.writeable
 
 
 def test_a_shard_cannot_be_written_to(tmp_path):
@@ -103,13 +116,12 @@ def test_records_of_any_shape_and_type_come_back(tmp_path):
 
 
 def test_each_client_gets_the_persons_of_its_own_records(tmp_path):
-    """Where records name their persons, a shard does too, row by row, as a view of one file."""
+    """Where records name their persons, a shard does too, row by row."""
     train = Shard(features_ND=shard(10).features_ND, labels_N=shard(10).labels_N, units_N=np.arange(10) // 3 - 7)
     write_shards(tmp_path, train=train, test=shard(3), indices=[rows(7, 0, 3), rows(9)])
     opened = open_shard(tmp_path, 0)
     assert opened.units_N is not None
     assert opened.units_N.tolist() == [7 // 3 - 7, -7, 1 - 7]
-    assert isinstance(opened.units_N, np.memmap)
     assert open_shard(tmp_path, 1).units_N.tolist() == [3 - 7]
     assert open_test(tmp_path).units_N is None
 
@@ -145,8 +157,9 @@ def test_another_data_set_in_the_same_folder_is_seen(tmp_path):
     assert [open_shard(tmp_path, client).labels_N.tolist() for client in range(3)] == [[1], [2], [4, 5]]
 
 
-def test_only_a_client_s_own_rows_are_mapped(tmp_path):
+def test_only_a_client_s_own_rows_are_mapped(tmp_path, monkeypatch):
     """The map of a shard is as long as the shard, whatever the population."""
+    monkeypatch.setattr(shards, "COPIED_BYTES", 0)
     write(tmp_path, rows(0, 1), rows(2), rows(*range(3, 10)))
     features = open_shard(tmp_path, 1).features_ND
     assert isinstance(features, np.memmap)

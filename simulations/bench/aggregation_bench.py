@@ -23,6 +23,8 @@ from server.replies import checked_update
 from simulations.bench.contest import Figure, Turn, alternate, ratio
 from simulations.engine.executors import identify
 
+REPEATS = 9
+
 UPDATES, SIZE = 100, 1_000_000
 TIME_TARGET = 4.0
 MEMORY_TARGET_MB = 14.0  # the sum in double precision is 8, an update 4

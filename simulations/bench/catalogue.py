@@ -1,6 +1,7 @@
 """`discreet bench`: every benchmark by name, and how its figures are shown.
 
-Each is a module with one function `figures`, which is imported when it is asked for.
+Each is a module with one function `figures`, which is imported when it is asked for, and `REPEATS`, how often its
+contestants alternate unless somebody wants it otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +28,13 @@ BENCHES: Mapping[str, str] = {
 }
 
 
-def run(name: str, *, repeats: int) -> list[Figure]:
-    """Run a benchmark by name."""
+def run(name: str, *, repeats: int | None = None) -> tuple[list[Figure], int]:
+    """Run a benchmark by name; return its figures, and how often the contestants alternated."""
     if name not in BENCHES:
         raise BadInputError(f"bench: expected one of {', '.join(BENCHES)}, got '{name}'.")
     module = import_module(f"simulations.bench.{name.replace('-', '_')}_bench")
-    figures: list[Figure] = module.figures(repeats)
-    return figures
+    turns: int = repeats or module.REPEATS
+    return module.figures(turns), turns
 
 
 def to_json(name: str, figures: Sequence[Figure], *, repeats: int) -> dict[str, Any]:

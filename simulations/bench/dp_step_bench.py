@@ -22,6 +22,8 @@ from common.tasks import TASKS
 from simulations.bench import workload as work
 from simulations.bench.contest import Figure, Turn, alternate, ratio
 
+REPEATS = 9
+
 STEPS = 40
 BATCH = 14
 MECHANISM = Mechanism(sampling_rate=Fraction(BATCH, work.RECORDS), noise_multiplier=1.0, max_grad_norm=1.0, steps=STEPS)

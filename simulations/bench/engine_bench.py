@@ -21,7 +21,9 @@ from simulations.bench import workload as work
 from simulations.bench.contest import Figure, alternate, ratio
 from simulations.bench.engine_rounds import CLIENTS, engine
 
-ROUNDS = 3
+REPEATS = 9
+
+ROUNDS = 1
 LOOP_CLIENTS = CLIENTS * ROUNDS
 
 

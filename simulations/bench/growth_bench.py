@@ -26,6 +26,8 @@ from simulations.bench.contest import Figure, ratio
 from simulations.bench.memory import family, is_measurable, pss_mb
 from simulations.single_plan import plan_of
 
+REPEATS = 3
+
 MANY, FEW = 10_000, 100
 AROUND = 20  # rounds of few clients before each round of many, and as many after it
 TIME_TARGET, MEMORY_TARGET_MB = 1.10, 100.0

@@ -26,6 +26,8 @@ from simulations.bench import workload as work
 from simulations.bench.contest import Figure, alternate, ratio
 from simulations.single_plan import plan_of
 
+REPEATS = 3
+
 ACCOUNTS, HISTORIES, ROUNDS = 10_000, 20, 4  # 10,000 x (GENESIS, plan, 4 x (RESERVE, COMMIT)) = 100,000 entries
 ORDERS = 200
 VERIFY_TARGET_S, ORDER_TARGET_MS = 60.0, 3.0

@@ -29,6 +29,8 @@ from simulations.bench.peer_process import Peer, interpreter, missing_modules
 if TYPE_CHECKING:
     from simulations.bench.engine_rounds import Contestant
 
+REPEATS = 3
+
 ROUNDS = 3
 MEMORY_AT_MOST = 1.0  # times theirs
 SCRIPTS = Path(__file__).with_name("peers")

@@ -20,6 +20,8 @@ from common.tasks import TASKS
 from simulations.bench import workload as work
 from simulations.bench.contest import Figure, Turn, alternate, ratio
 
+REPEATS = 5
+
 STEPS, BATCH = 4, 14
 STACKS = (10, 40)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from simulations.bench.contest import Figure, Turn, alternate
 
+REPEATS = 5
+
 TARGET_S, PRIVATE_TARGET_S = 3.0, 6.0
 TEXT = """
 run = {name = "startup", rounds = 1}

@@ -59,9 +59,7 @@ class _Waiting:
 
     def message(self) -> Message:
         """Return it with records of its own; the arrays in them are immutable and stay shared."""
-        content = records(pickle.loads(self.others))  # noqa: S301 - pickled by this object's maker
-        for name, record in self.arrays.items():
-            content[name] = ArrayRecord(dict(record))
+        content = records(pickle.loads(self.others), self.arrays)  # noqa: S301 - pickled by this object's maker
         message = Message(content, self.node, self.message_type, ttl=self.ttl_s, group_id=self.group)
         message.metadata.__dict__["_message_id"] = self.name
         message.metadata.created_at = self.created_at

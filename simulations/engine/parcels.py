@@ -1,5 +1,6 @@
 """Messages whose arrays lie in shared memory, so that no tensor goes through a pipe."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -9,19 +10,25 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 @dataclass(frozen=True, kw_only=True)
 class Parcel:
-    """A message's records, their arrays lying in shared memory.
+    """Records of arrays that lie in shared memory.
 
     Args:
+        block: the memory's name.
+        number: of these contents; others in the same block have another.
         arrays: for each record its arrays: name, dtype, shape, kind, start and length in the block.
-        records: the other records by name.
     """
 
     block: str
+    number: int
     arrays: dict[str, list[tuple[str, str, tuple[int, ...], str, int, int]]]
-    records: dict[str, tuple[str, dict[str, Any]]]
 
 
-def pack(records: dict[str, ArrayRecord], block: SharedMemory) -> Parcel:
+def size_bytes(records: Mapping[str, ArrayRecord]) -> int:
+    """Return how much room arrays need."""
+    return sum(len(array.data) for record in records.values() for array in record.values())
+
+
+def pack(records: Mapping[str, ArrayRecord], block: SharedMemory, *, number: int) -> Parcel:
     """Copy arrays into a block."""
     arrays: dict[str, list[tuple[str, str, tuple[int, ...], str, int, int]]] = {}
     start = 0
@@ -32,23 +39,26 @@ def pack(records: dict[str, ArrayRecord], block: SharedMemory) -> Parcel:
             _view(block)[start : start + length] = array.data
             arrays[name].append((key, array.dtype, array.shape, array.stype, start, length))
             start += length
-    return Parcel(block=block.name, arrays=arrays, records={})
+    return Parcel(block=block.name, number=number, arrays=arrays)
 
 
-def unpack(parcel: Parcel, block: SharedMemory) -> RecordDict:
-    """Copy arrays out of a block, and make records of the rest."""
-    content = records(parcel.records)
-    for name, arrays in parcel.arrays.items():
-        content[name] = ArrayRecord(
+def unpack(parcel: Parcel, block: SharedMemory) -> dict[str, ArrayRecord]:
+    """Copy arrays out of a block."""
+    return {
+        name: _record(
             {
                 key: Array(dtype, shape, stype, bytes(_view(block)[start : start + length]))
                 for key, dtype, shape, stype, start, length in arrays
             }
         )
-    return content
+        for name, arrays in parcel.arrays.items()
+    }
 
 
-def plain(content: RecordDict) -> dict[str, tuple[str, dict[str, Any]]]:
+Plain = dict[str, tuple[str, dict[str, Any]]]
+
+
+def plain(content: RecordDict) -> Plain:
     """The records that hold no arrays, as plain values."""
     return {
         name: ("config" if isinstance(record, ConfigRecord) else "metric", dict(record))
@@ -57,22 +67,37 @@ def plain(content: RecordDict) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
-def records(plain: dict[str, tuple[str, dict[str, Any]]]) -> RecordDict:
-    """Make records of plain values."""
-    return RecordDict(
-        {
-            name: ConfigRecord(values) if kind == "config" else MetricRecord(values)
-            for name, (kind, values) in plain.items()
-        }
-    )
+def records(plain: Plain, arrays: Mapping[str, ArrayRecord] | None = None) -> RecordDict:
+    """Make records of plain values, beside records of arrays of their own; the arrays are immutable and shared."""
+    content: dict[str, ArrayRecord | ConfigRecord | MetricRecord] = {
+        name: ConfigRecord(values) if kind == "config" else MetricRecord(values)
+        for name, (kind, values) in plain.items()
+    }
+    for name, record in (arrays or {}).items():
+        content[name] = _record(record)
+    return RecordDict(content)
 
 
 def same_arrays(left: dict[str, ArrayRecord], right: dict[str, ArrayRecord]) -> bool:
-    """Return whether two messages hold the very same arrays."""
+    """Return whether two messages hold the very same bytes, also where Flower has put them into objects anew."""
     return left.keys() == right.keys() and all(
-        left[name].keys() == right[name].keys() and all(left[name][key] is right[name][key] for key in left[name])
+        left[name].keys() == right[name].keys()
+        and all(_is_same(left[name][key], right[name][key]) for key in left[name])
         for name in left
     )
+
+
+def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """A record of these very arrays; its own constructor makes each of them anew."""
+    record = ArrayRecord()
+    for key, array in arrays.items():
+        record[key] = array
+    return record
+
+
+def _is_same(left: Array, right: Array) -> bool:
+    alike = (left.dtype, left.shape, left.stype) == (right.dtype, right.shape, right.stype)
+    return left.data is right.data and alike
 
 
 def _view(block: SharedMemory) -> memoryview:

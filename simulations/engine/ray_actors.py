@@ -23,6 +23,7 @@ from flwr.common.constant import ErrorCode
 from common.errors import BadInputError, RunFailedError
 from common.messages import Refusal
 from simulations.engine.executors import RUN_ID, call, identify, load_app, warm
+from simulations.engine.parcels import same_arrays
 
 LOCAL = "local"
 PATIENCE_S = 120.0  # for the first actor to start
@@ -195,7 +196,7 @@ class RayActors:
 
     def _store(self, arrays: Arrays) -> Reference:
         """Where Ray keeps a message's arrays, stored once for all messages that share them."""
-        if self._stored is None or _identities(self._stored[0]) != _identities(arrays):
+        if self._stored is None or not same_arrays(self._stored[0], arrays):
             self._stored = (arrays, self._ray.put(arrays))
         return self._stored[1]
 
@@ -277,10 +278,6 @@ def _unreachable(address: str, error: Exception) -> RunFailedError:
         f"engine.ray_address: expected a Ray cluster that this machine belongs to at '{address}', got: {error}. "
         f"`ray status` says whether there is one."
     )
-
-
-def _identities(arrays: Arrays) -> list[tuple[str, str, int]]:
-    return [(name, key, id(array)) for name, record in arrays.items() for key, array in record.items()]
 
 
 @contextlib.contextmanager

@@ -1,12 +1,12 @@
 """The life of one worker process: take a task, call the app, lay the answer in shared memory."""
 
 import contextlib
+import gc
 import random
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, UserConfig
@@ -14,7 +14,7 @@ from flwr.common.constant import ErrorCode
 
 from common.messages import Refusal
 from simulations.engine.executors import RUN_ID, call, identify, load_app, warm
-from simulations.engine.parcels import Parcel, pack, plain, records, unpack
+from simulations.engine.parcels import Parcel, Plain, pack, plain, records, size_bytes, unpack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +29,18 @@ class Task:
     ttl_s: float
     node_id: int
     node_config: UserConfig
-    content: Parcel
-    state: dict[str, tuple[str, dict[str, Any]]]
+    arrays: Parcel
+    others: Plain
+    state: Plain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a worker says: a parcel, or an error."""
+    """What a worker says: records, or an error."""
 
     slot: int
-    content: Parcel | None
+    arrays: Parcel | None = None
+    others: Plain = field(default_factory=dict)
     error: tuple[int, str] | None = None
 
 
@@ -53,14 +55,18 @@ def work(pipe: Connection, app_name: str, run_config: UserConfig) -> None:
     identify()
     app = load_app(app_name)
     warm(app_name, run_config)
+    gc.freeze()  # what was imported stays: nothing of it need be looked at again
     blocks: dict[str, SharedMemory] = {}
+    number, arrays = 0, dict[str, ArrayRecord]()
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):  # the parent is gone, or done
         pipe.send(None)  # ready
         while True:
             task: Task = pipe.recv()
-            if task.content.block not in blocks:
-                _detach(blocks)
-            content = unpack(task.content, _attach(blocks, task.content.block))
+            if task.arrays.number != number:  # the next round's
+                if task.arrays.block not in blocks:
+                    _detach(blocks)
+                number, arrays = task.arrays.number, unpack(task.arrays, _attach(blocks, task.arrays.block))
+            content = records(task.others, arrays)
             message = Message(content, task.node_id, task.message_type, ttl=task.ttl_s, group_id=task.group_id)
             message.metadata.__dict__["_message_id"] = task.message_id
             context = Context(RUN_ID, task.node_id, task.node_config, records(task.state), run_config)
@@ -71,12 +77,11 @@ def work(pipe: Connection, app_name: str, run_config: UserConfig) -> None:
 
 def _answer(reply: Message, slot: int, block: SharedMemory) -> Answer:
     if reply.has_error():
-        return Answer(slot=slot, content=None, error=(reply.error.code, reply.error.reason or ""))
+        return Answer(slot=slot, error=(reply.error.code, reply.error.reason or ""))
     arrays = {name: record for name, record in reply.content.items() if isinstance(record, ArrayRecord)}
-    if sum(len(array.data) for record in arrays.values() for array in record.values()) > block.size:
-        return Answer(slot=slot, content=None, error=(int(ErrorCode.UNKNOWN), Refusal.FAILED.value))
-    parcel = pack(arrays, block)
-    return Answer(slot=slot, content=Parcel(block=block.name, arrays=parcel.arrays, records=plain(reply.content)))
+    if size_bytes(arrays) > block.size:
+        return Answer(slot=slot, error=(int(ErrorCode.UNKNOWN), Refusal.FAILED.value))
+    return Answer(slot=slot, arrays=pack(arrays, block, number=0), others=plain(reply.content))
 
 
 def _attach(blocks: dict[str, SharedMemory], name: str) -> SharedMemory:

@@ -6,13 +6,13 @@ fork of `nursery`, not of the coordinator: no random state, no lock and no threa
 """
 
 import contextlib
+import itertools
 from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict, UserConfig
 from flwr.common.constant import ErrorCode
@@ -20,7 +20,7 @@ from flwr.common.constant import ErrorCode
 from common.errors import RunFailedError
 from common.messages import Refusal
 from simulations.engine import nursery
-from simulations.engine.parcels import Parcel, pack, plain, same_arrays, unpack
+from simulations.engine.parcels import Parcel, Plain, pack, plain, records, same_arrays, size_bytes, unpack
 from simulations.engine.worker_process import Answer, Task, work
 
 SLOTS = 2
@@ -53,6 +53,7 @@ class Workers:
         self._app, self._run_config = app, run_config
         self._laid_out: tuple[dict[str, ArrayRecord], Parcel] | None = None
         self._blocks: dict[str, SharedMemory] = {}
+        self._numbers = itertools.count(1)
         self._deaths = 0
         self._workers = [self._start() for _ in range(count)]
 
@@ -68,8 +69,7 @@ class Workers:
     def submit(self, message: Message, node_config: UserConfig, state: RecordDict) -> None:
         """Hand a message to the worker that has the least to do."""
         worker = max(self._workers, key=lambda worker: len(worker.free))
-        content = self._lay_out(message.content)
-        self._ask(worker, message, content, node_config, plain(state))
+        self._ask(worker, message, self._lay_out(message.content), node_config, plain(state))
 
     def answers(self, timeout_s: float) -> list[Message]:
         """Return the answers that are there, after waiting for at most `timeout_s` for the first."""
@@ -101,10 +101,8 @@ class Workers:
         theirs.close()
         return _Worker(process=process, pipe=ours, slots=[], free=list(range(SLOTS)))
 
-    def _ask(
-        self, worker: _Worker, message: Message, content: Parcel, node_config: UserConfig, state: dict[str, Any]
-    ) -> None:
-        needed = sum(length for arrays in content.arrays.values() for *_, length in arrays) + SPARE_BYTES
+    def _ask(self, worker: _Worker, message: Message, arrays: Parcel, node_config: UserConfig, state: Plain) -> None:
+        needed = sum(length for record in arrays.arrays.values() for *_, length in record) + SPARE_BYTES
         if not worker.asked and (not worker.slots or worker.slots[0].size < needed):
             _free(worker.slots)
             worker.slots = [SharedMemory(create=True, size=needed) for _ in range(SLOTS)]
@@ -118,7 +116,8 @@ class Workers:
             ttl_s=message.metadata.ttl,
             node_id=message.metadata.dst_node_id,
             node_config=node_config,
-            content=content,
+            arrays=arrays,
+            others=plain(message.content),
             state=state,
         )
         worker.asked.append((slot, message, task))
@@ -139,8 +138,8 @@ class Workers:
                 self._deaths = 0
         except (EOFError, ConnectionResetError):
             return came + self._bury(worker)
-        if not worker.process.is_alive() and not worker.pipe.poll():
-            return came + self._bury(worker)
+        if not came and not worker.process.is_alive() and not worker.pipe.poll():
+            return self._bury(worker)
         return came
 
     def _bury(self, worker: _Worker) -> list[Message]:
@@ -160,22 +159,20 @@ class Workers:
             return []
         _, lost, _ = worker.asked.popleft()
         for _, message, task in worker.asked:
-            self._ask(fresh, message, task.content, task.node_config, task.state)
+            self._ask(fresh, message, task.arrays, task.node_config, task.state)
         return [Message(Error(ErrorCode.CLIENT_APP_CRASHED, Refusal.WORKER_DIED.value), reply_to=lost)]
 
     def _lay_out(self, content: RecordDict) -> Parcel:
         """Put a message's arrays into shared memory, once for all messages that share them."""
         arrays = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
         if self._laid_out is None or not same_arrays(self._laid_out[0], arrays):
-            size = sum(len(array.data) for record in arrays.values() for array in record.values())
-            block = self._idle_block(size)
-            self._laid_out = (arrays, pack(arrays, block))
-        laid = self._laid_out[1]
-        return Parcel(block=laid.block, arrays=laid.arrays, records=plain(content))
+            block = self._idle_block(size_bytes(arrays))
+            self._laid_out = (arrays, pack(arrays, block, number=next(self._numbers)))
+        return self._laid_out[1]
 
     def _idle_block(self, size: int) -> SharedMemory:
         """A block that no task in flight reads from: one that is there, or a new one; idle ones too small are freed."""
-        in_use = {task.content.block for worker in self._workers for *_, task in worker.asked}
+        in_use = {task.arrays.block for worker in self._workers for *_, task in worker.asked}
         for name in self._blocks.keys() - in_use:
             if self._blocks[name].size >= size:
                 return self._blocks[name]
@@ -186,10 +183,10 @@ class Workers:
 
 
 def _reply(message: Message, answer: Answer, slot: SharedMemory) -> Message:
-    if answer.content is None:
+    if answer.arrays is None:
         code, reason = answer.error or (int(ErrorCode.UNKNOWN), Refusal.FAILED.value)
         return Message(Error(code, reason), reply_to=message)
-    return Message(unpack(answer.content, slot), reply_to=message)
+    return Message(records(answer.others, unpack(answer.arrays, slot)), reply_to=message)
 
 
 def _free(blocks: list[SharedMemory]) -> None:
