@@ -64,13 +64,12 @@ class OneBackward:
             raise NotOnceError("what a layer returns is changed in place")
         gradients = torch.autograd.grad(loss, outputs)
         with torch.no_grad():
-            shares = [
-                share
-                for (layer, (given, _, _)), gradient in zip(noted.items(), gradients, strict=True)
-                for share in layer_shares(layer, given, gradient, owner_B, units=units)
-            ]
-            norms_U = torch.linalg.vector_norm(torch.stack([share.norms_U() for share in shares]), dim=0)
-            factors_U = clip_factors(norms_U, max_norm=max_norm)
+            shares, norms = [], []
+            for (layer, (given, _, _)), gradient in zip(noted.items(), gradients, strict=True):
+                for share in layer_shares(layer, given, gradient, owner_B, units=units):
+                    shares.append(share)
+                    norms.append(share.norms_U())  # now, while it is in the cache
+            factors_U = clip_factors(torch.linalg.vector_norm(torch.stack(norms), dim=0), max_norm=max_norm)
             is_out_U = factors_U == 0
             if is_out_U.any():
                 shares = [share.without(is_out_U) for share in shares]
