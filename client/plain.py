@@ -32,16 +32,17 @@ def steps(
         The same model, shard and seed give bit-equal weights.
         A batch of the whole shard or more gives full-batch gradient descent.
     """
-    device = next(model.parameters()).device
-    lower = autocast(device, precision)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    device, lower = parameters[0].device, autocast(parameters[0].device, precision)
     batches = _batches(len(shard), batch_size, np.random.default_rng(seed))
     for _, rows in zip(range(count), batches, strict=False):
-        optimizer.zero_grad(set_to_none=True)
         features = torch.from_numpy(shard.features_ND[rows]).to(device)
         labels = torch.from_numpy(shard.labels_N[rows]).to(device)
         with lower():
             loss = functional.cross_entropy(model(features), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

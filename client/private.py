@@ -114,11 +114,8 @@ class PrivateModel:
         refuse_unfit(model)
         self._model, self._parameters = model, [part for part in model.parameters() if part.requires_grad]
         self._device = self._parameters[0].device
-        self._autocast = autocast(self._device, precision)
-        obstacle = obstacle_in(model)
-        self._sums: ClippedSums = (
-            OneBackward(model, autocast=self._autocast) if obstacle is None else self._hooks(obstacle)
-        )
+        lower, obstacle = autocast(self._device, precision), obstacle_in(model)
+        self._sums: ClippedSums = OneBackward(model, autocast=lower) if obstacle is None else self._hooks(obstacle)
 
     def steps(
         self,
@@ -191,5 +188,5 @@ class PrivateModel:
 
     def _hooks(self, reason: str) -> Hooks:
         """Opacus's hooks, and one line that says why."""
-        log.info("gradients come from Opacus's hooks, which are slower: %s", reason)
-        return Hooks(self._model, autocast=self._autocast)
+        log.info("gradients come from Opacus's hooks, slower and in single precision: %s", reason)
+        return Hooks(self._model)

@@ -4,8 +4,8 @@ Shapes: P is the number of parameters.
 
     weights -> load -> (noised count) -> (DP-SGD | plain steps) -> update -> (clip) -> Report
 
-Nothing of one client is in the next one's result: weights are overwritten, the optimiser is new, gradients are dropped,
-dropout is seeded anew, and secret randomness has a key of its own for each order.
+Nothing of one client is in the next one's result: weights are overwritten, the optimiser's state and gradients are
+dropped, dropout is seeded anew, and secret randomness has a key of its own for each order.
 """
 
 from dataclasses import replace
@@ -47,6 +47,7 @@ class Trainer:
         model = build(scenario.model, TASKS[scenario.data.dataset], seed=scenario.run.seed)
         self._model: nn.Module = model.to(self._device).train()
         self._size = flat.size(model)
+        self._optimizer = client_optimizer(model.parameters(), scenario.training)
         self._private = None
         if scenario.privacy.unit != "record":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # PyTorch's stubs leave it out
@@ -110,12 +111,12 @@ class Trainer:
 
     def _steps(self, order: Order, shard: Shard) -> None:
         training, privacy = self._scenario.training, self._scenario.privacy
-        optimizer = client_optimizer(self._model.parameters(), training)
+        self._optimizer.state.clear()
         if self._private is not None:
             if order.mechanism is None:
                 raise RefusedError(Refusal.NOT_IN_PLAN, "the scenario is private and the order names no mechanism")
             self._private.steps(
-                optimizer,
+                self._optimizer,
                 shard,
                 mechanism=order.mechanism,
                 batch_size=training.batch_size,
@@ -130,7 +131,7 @@ class Trainer:
         seeded = derive(self._scenario.run.seed, "batches", order.round, order.client)
         plain.steps(
             self._model,
-            optimizer,
+            self._optimizer,
             shard,
             count=local_steps(training, records=len(shard)),
             batch_size=training.batch_size,

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_the_clipped_sum_is_opacus_s_to_1e_5(name, count):
     features_B, labels_B = records(name, count)
     bound = 0.9 * median_norm(name, features_B, labels_B)
     ours = OneBackward(model_of(name), autocast=nullcontext)
-    theirs = Hooks(model_of(name), autocast=nullcontext)
+    theirs = Hooks(model_of(name))
     sums, expected = (
         way.clipped_sum(features_B, labels_B, None, units=count, max_norm=bound) for way in (ours, theirs)
     )
@@ -85,7 +86,7 @@ def test_the_clipped_sum_of_persons_is_opacus_s_to_1e_5(name):
     bound = median_norm(name, features_B, labels_B)
     owner_B = torch.tensor([3, 0, 3, 1, 1, 3, 2, 3, 0])
     ours = OneBackward(model_of(name), autocast=nullcontext)
-    theirs = Hooks(model_of(name), autocast=nullcontext)
+    theirs = Hooks(model_of(name))
     sums, expected = (way.clipped_sum(features_B, labels_B, owner_B, units=4, max_norm=bound) for way in (ours, theirs))
     assert relative(sums, expected) < 1e-5
 
@@ -234,6 +235,38 @@ def test_a_model_that_does_not_fit_falls_back_to_hooks_with_one_line(kind, caplo
     assert len(caplog.records) == 1
 
 
+def test_hooks_stay_in_single_precision_where_the_plan_names_another():
+    """Opacus under autocast would clip in bfloat16: the fallback computes, and clips, as without."""
+    torch.manual_seed(0)
+    features_B, labels_B, moved = torch.randn(6, 4), torch.randint(0, 3, (6,)), []
+    start = Grouped().state_dict()
+    for precision in ("float32", "bf16"):
+        model = Grouped()
+        model.load_state_dict(start)
+        PrivateModel(model, precision=precision).steps(
+            torch.optim.SGD(model.parameters(), lr=1.0),
+            Shard(features_ND=features_B.numpy(), labels_N=labels_B.numpy()),
+            mechanism=Mechanism(sampling_rate=Fraction(1), noise_multiplier=1.0, max_grad_norm=0.5, steps=1),
+            batch_size=1,
+            physical_batch=4,
+            entropy=NoNoise(),
+        )
+        moved.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+    assert torch.equal(*moved)
+
+
+class Idle(nn.Module):
+    """A layer whose output goes nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, given_BD: Tensor) -> Tensor:
+        self.idle(given_BD)
+        return self.out(given_BD)
+
+
 @pytest.mark.parametrize("kind", [Twice, InPlace])
 def test_what_only_a_forward_pass_shows_is_found_out_before_anything_is_computed(kind):
     """A second call, or a change in place, would give another gradient without a word."""
@@ -242,9 +275,10 @@ def test_what_only_a_forward_pass_shows_is_found_out_before_anything_is_computed
         sums.clipped_sum(torch.randn(2, 4), torch.tensor([0, 1]), None, units=2, max_norm=1.0)
 
 
-def test_a_layer_that_is_left_out_has_a_gradient_of_zero():
+@pytest.mark.parametrize("kind", [Partly, Idle])
+def test_a_layer_that_is_left_out_has_a_gradient_of_zero(kind):
     """As autograd has it."""
-    model = Partly()
+    model = kind()
     sums = OneBackward(model, autocast=nullcontext).clipped_sum(
         torch.randn(2, 4), torch.tensor([0, 1]), None, units=2, max_norm=1.0
     )
@@ -252,11 +286,11 @@ def test_a_layer_that_is_left_out_has_a_gradient_of_zero():
     assert [part.shape for part in sums] == [parameter.shape for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize("way", [OneBackward, Hooks])
+@pytest.mark.parametrize("way", [partial(OneBackward, autocast=nullcontext), Hooks])
 def test_nothing_is_left_in_the_model(way):
     """No gradient, and no activation once the sum is there."""
     model = model_of("cnn")
-    sums = way(model, autocast=nullcontext)
+    sums = way(model)
     features_B, labels_B = records("cnn", 3)
     sums.clipped_sum(features_B, labels_B, None, units=3, max_norm=1.0)
     sums.plain_sum(features_B, labels_B)

@@ -13,20 +13,24 @@ from opacus import GradSampleModule
 from torch import Tensor, nn
 from torch.nn import functional
 
-from client.gradients.clipped_sums import Autocast, clipped_sum_of
+from client.gradients.clipped_sums import clipped_sum_of
 
 
 class Hooks:
-    """The sums of any model that Opacus knows."""
+    """The sums of any model that Opacus knows.
 
-    def __init__(self, model: nn.Module, *, autocast: Autocast) -> None:
+    Layers compute in single precision, whatever the plan names: under autocast Opacus would clip in bfloat16, where a
+    bound holds to half a percent, and fails on a layer normalisation.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         """Hook the model."""
         # the first layer's input needs no gradient, which PyTorch remarks on and Opacus counts on
         warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
         # Opacus unfolds activations by their strides as if they were contiguous: in another layout it would read
         # other numbers, of other samples too, without a word
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        self._module, self._autocast = GradSampleModule(model, loss_reduction="sum"), autocast
+        self._module = GradSampleModule(model, loss_reduction="sum")
         # Opacus gives them attributes of its own
         self._parameters: list[Any] = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
@@ -50,8 +54,7 @@ class Hooks:
 
     def _backward(self, features_B: Tensor, labels_B: Tensor) -> None:
         self._forget()
-        with self._autocast():
-            loss = functional.cross_entropy(self._module(features_B), labels_B, reduction="sum")
+        loss = functional.cross_entropy(self._module(features_B), labels_B, reduction="sum")
         loss.backward()  # type: ignore[no-untyped-call]
 
     def _forget(self) -> None:

@@ -43,11 +43,9 @@ class OneBackward:
         self._model, self._autocast = model.to(memory_format=torch.channels_last), autocast  # type: ignore[call-overload]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._noted: dict[nn.Module, tuple[Tensor, Tensor, int]] | None = None
-        self._handles = [
-            layer.register_forward_hook(self._note)
-            for layer in model.modules()
-            if any(True for _ in layer.parameters(recurse=False))
-        ]
+        for layer in model.modules():
+            if list(layer.parameters(recurse=False)):
+                layer.register_forward_hook(self._note)
 
     def clipped_sum(
         self, features_B: Tensor, labels_B: Tensor, owner_B: Tensor | None, *, units: int, max_norm: float
@@ -62,7 +60,7 @@ class OneBackward:
         outputs = [output for _, output, _ in noted.values()]
         if any(output._version != version for _, output, version in noted.values()):  # noqa: SLF001 - has no public name
             raise NotOnceError("what a layer returns is changed in place")
-        gradients = torch.autograd.grad(loss, outputs)
+        gradients = torch.autograd.grad(loss, outputs, materialize_grads=True)
         with torch.no_grad():
             shares, norms = [], []
             for (layer, (given, _, _)), gradient in zip(noted.items(), gradients, strict=True):
@@ -83,11 +81,6 @@ class OneBackward:
         """Return the sum of all records' gradients, not clipped; one tensor a parameter."""
         loss = self._loss(features_B, labels_B)
         return list(torch.autograd.grad(loss, self._parameters, materialize_grads=True))
-
-    def detach(self) -> None:
-        """Listen no more."""
-        for handle in self._handles:
-            handle.remove()
 
     def _loss(self, features_B: Tensor, labels_B: Tensor) -> Tensor:
         with self._autocast():

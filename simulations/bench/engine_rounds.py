@@ -116,8 +116,8 @@ def engine(privacy: str, *, turns: int, rounds: int, clients: int = CLIENTS) -> 
 
 
 def _epsilons(plan: Plan, *, rounds: int) -> list[float]:
-    """Every client's epsilon after so many rounds; none without privacy."""
+    """Every client's epsilon after so many rounds, on the grid of a run's rounds.csv; none without privacy."""
     if plan.unit == "none":
         return []
     histories = [plan.accounts[position].history(rounds) for position in plan.account_of]
-    return [accounting.epsilon(history, delta=plan.delta) for history in histories]
+    return [accounting.epsilon(history, delta=plan.delta, grid=accounting.COARSE) for history in histories]

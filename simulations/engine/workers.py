@@ -7,6 +7,7 @@ fork of `nursery`, not of the coordinator: no random state, no lock and no threa
 
 import contextlib
 import itertools
+import selectors
 from collections import deque
 from dataclasses import dataclass, field
 from multiprocessing import connection
@@ -55,6 +56,7 @@ class Workers:
         self._blocks: dict[str, SharedMemory] = {}
         self._numbers = itertools.count(1)
         self._deaths = 0
+        self._selector = selectors.DefaultSelector()
         self._workers = [self._start() for _ in range(count)]
 
     def wait(self) -> None:
@@ -73,11 +75,12 @@ class Workers:
 
     def answers(self, timeout_s: float) -> list[Message]:
         """Return the answers that are there, after waiting for at most `timeout_s` for the first."""
-        waited = {worker.pipe: worker for worker in self._workers} | {w.process.sentinel: w for w in self._workers}
-        ready = connection.wait(list(waited), timeout_s)
+        ready: dict[int, tuple[_Worker, set[int]]] = {}
+        for key, _ in self._selector.select(timeout_s):
+            ready.setdefault(id(key.data), (key.data, set()))[1].add(key.fd)
         came: list[Message] = []
-        for worker in {id(waited[source]): waited[source] for source in ready}.values():  # type: ignore[index]
-            came += self._receive(worker)
+        for worker, sources in ready.values():
+            came += self._receive(worker) if worker.pipe.fileno() in sources else self._bury(worker)
         return came
 
     def close(self) -> None:
@@ -91,6 +94,7 @@ class Workers:
                 worker.process.join()
             _free(worker.slots)
         _free(list(self._blocks.values()))
+        self._selector.close()
         self._workers, self._blocks = [], {}
 
     def _start(self) -> _Worker:
@@ -99,7 +103,10 @@ class Workers:
         process = context.Process(target=work, args=(theirs, self._app, self._run_config), daemon=True)
         process.start()
         theirs.close()
-        return _Worker(process=process, pipe=ours, slots=[], free=list(range(SLOTS)))
+        worker = _Worker(process=process, pipe=ours, slots=[], free=list(range(SLOTS)))
+        for source in (ours, process.sentinel):
+            self._selector.register(source, selectors.EVENT_READ, worker)
+        return worker
 
     def _ask(self, worker: _Worker, message: Message, arrays: Parcel, node_config: UserConfig, state: Plain) -> None:
         needed = sum(length for record in arrays.arrays.values() for *_, length in record) + SPARE_BYTES
@@ -125,26 +132,23 @@ class Workers:
             worker.pipe.send(task)
 
     def _receive(self, worker: _Worker) -> list[Message]:
-        """Read what a worker says, or bury it."""
-        came: list[Message] = []
+        """Read one thing that a worker says, or bury it."""
         try:
-            while worker.pipe.poll():
-                answer: Answer | None = worker.pipe.recv()
-                if answer is None:  # it is ready
-                    continue
-                _, message, _ = worker.asked.popleft()
-                came.append(_reply(message, answer, worker.slots[answer.slot]))
-                worker.free.append(answer.slot)
-                self._deaths = 0
+            answer: Answer | None = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
-            return came + self._bury(worker)
-        if not came and not worker.process.is_alive() and not worker.pipe.poll():
             return self._bury(worker)
-        return came
+        if answer is None:  # it is ready
+            return []
+        _, message, _ = worker.asked.popleft()
+        worker.free.append(answer.slot)
+        self._deaths = 0
+        return [_reply(message, answer, worker.slots[answer.slot])]
 
     def _bury(self, worker: _Worker) -> list[Message]:
         """Replace a dead worker; its first message is lost, the one behind it is asked again."""
         self._deaths += 1
+        for source in (worker.pipe, worker.process.sentinel):
+            self._selector.unregister(source)
         worker.pipe.close()
         worker.process.join()
         if self._deaths > MAX_DEATHS:
