@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow audit lint bench peers clean
+.PHONY: help demo test test-slow test-ray audit lint bench peers clean
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,15 @@ test: $(READY) lint  ## lint, then run the tests (under 10 minutes on two cores)
 
 test-slow: $(READY)  ## the tests that take minutes: the accuracy of the shipped scenarios
 	$(RUN)/python -m pytest -m slow -n 0
+
+test-ray: .venv-ray/.ready  ## the tests on a real Ray, in an environment of their own with the extra
+	.venv-ray/bin/python -m pytest tests/test_ray.py -m 'slow or not slow' -n 0
+
+.venv-ray/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,ray]' \
+		--constraint constraints.txt
+	@touch $@
 
 audit: $(READY)  ## attack the budget: 200 random kills between reserving, training and committing
 	$(RUN)/python -m pytest -m audit -n 0 -s -q
@@ -48,4 +57,4 @@ $(PEERS)/.ready: simulations/bench/peers/requirements.txt simulations/bench/peer
 	@touch $(PEERS)/.ready
 
 clean:  ## remove the environments and the caches
-	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-ray $(PEERS) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
