@@ -211,6 +211,18 @@ def by_hand(model: nn.Module, features_B: Tensor, labels_B: Tensor, bound: float
     return total
 
 
+def take_a_step(model: nn.Module, features_B: Tensor, labels_B: Tensor, *, precision="float32") -> None:
+    """Move a model by the clipped sum of all records at a bound of 0.5, in parts of four."""
+    PrivateModel(model, precision=precision).steps(
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        Shard(features_ND=features_B.numpy(), labels_N=labels_B.numpy()),
+        mechanism=Mechanism(sampling_rate=Fraction(1), noise_multiplier=1.0, max_grad_norm=0.5, steps=1),
+        batch_size=1,
+        physical_batch=4,
+        entropy=NoNoise(),
+    )
+
+
 @pytest.mark.parametrize("kind", [Twice, Tied, Grouped])
 def test_a_model_that_does_not_fit_falls_back_to_hooks_with_one_line(kind, caplog):
     """Layers used twice, shared, or without a rule: Opacus's hooks give the sum, and the log says it once."""
@@ -219,14 +231,7 @@ def test_a_model_that_does_not_fit_falls_back_to_hooks_with_one_line(kind, caplo
     before = torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
     expected = by_hand(model, features_B, labels_B, 0.5)
     with caplog.at_level(logging.INFO, logger="discreet.client"):
-        PrivateModel(model).steps(
-            torch.optim.SGD(model.parameters(), lr=1.0),
-            Shard(features_ND=features_B.numpy(), labels_N=labels_B.numpy()),
-            mechanism=Mechanism(sampling_rate=Fraction(1), noise_multiplier=1.0, max_grad_norm=0.5, steps=1),
-            batch_size=1,
-            physical_batch=4,
-            entropy=NoNoise(),
-        )
+        take_a_step(model, features_B, labels_B)
     moved = before - torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
     assert [record.message for record in caplog.records if "hooks" in record.message] == [
@@ -243,14 +248,7 @@ def test_hooks_stay_in_single_precision_where_the_plan_names_another():
     for precision in ("float32", "bf16"):
         model = Grouped()
         model.load_state_dict(start)
-        PrivateModel(model, precision=precision).steps(
-            torch.optim.SGD(model.parameters(), lr=1.0),
-            Shard(features_ND=features_B.numpy(), labels_N=labels_B.numpy()),
-            mechanism=Mechanism(sampling_rate=Fraction(1), noise_multiplier=1.0, max_grad_norm=0.5, steps=1),
-            batch_size=1,
-            physical_batch=4,
-            entropy=NoNoise(),
-        )
+        take_a_step(model, features_B, labels_B, precision=precision)
         moved.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert torch.equal(*moved)
 
