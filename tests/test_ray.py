@@ -52,7 +52,7 @@ def has_ray() -> bool:
     return False
 
 
-needs_ray = pytest.mark.skipif(not has_ray(), reason="needs the extra: pip install 'discreet[ray]'")
+needs_ray = pytest.mark.skipif(not has_ray(), reason="needs the extra: make test-ray")
 
 
 # --- without the extra ------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ needs_ray = pytest.mark.skipif(not has_ray(), reason="needs the extra: pip insta
 @pytest.mark.skipif(has_ray(), reason="the extra is installed")
 def test_missing_extra_is_one_error_that_names_it(tmp_path):
     """Exit code 2, the key, what to type; and nothing is written."""
-    with pytest.raises(BadInputError, match=r"engine\.kind: .*pip install 'discreet\[ray\]'") as caught:
+    with pytest.raises(BadInputError, match=r"engine\.kind: .*'.\[ray\]'") as caught:
         simulate(parse(NONE), out=tmp_path / "run", ledger=None, watcher=Observer())
     assert caught.value.exit_code == 2
     assert list(tmp_path.iterdir()) == []

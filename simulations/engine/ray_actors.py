@@ -41,7 +41,7 @@ def refuse_missing() -> None:
     except metadata.PackageNotFoundError as error:
         raise BadInputError(
             "engine.kind: expected 'auto', 'sequential' or 'parallel', as Ray is not installed, got 'ray'. Install Ray "
-            "with: pip install 'discreet[ray]'"
+            "with, in Discreet's checkout: pip install -e '.[ray]' -c constraints.txt"
         ) from error
 
 
