@@ -184,9 +184,9 @@ def _in_process(
 
 def _refuse_missing_engine(scenario: Scenario) -> None:
     if scenario.engine.kind == "ray":
-        from simulations.engine import ray_actors
+        from simulations.engine import ray_cluster
 
-        ray_actors.refuse_missing()
+        ray_cluster.refuse_missing()
 
 
 def _executor(scenario: Scenario, run_config: "UserConfig") -> "Executor":

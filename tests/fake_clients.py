@@ -121,3 +121,13 @@ def message_to(node: int, behaviour: str = "add", *, ttl: float | None = None, *
         }
     )
     return Message(content, node, "train", ttl=ttl)
+
+
+def words(replies: dict[int, Message]) -> dict[int, str]:
+    """Return for each node its error's word, or the first of the weights that it sent."""
+    return {
+        node: reply.error.reason
+        if reply.has_error()
+        else str(reply.content.array_records["arrays"]["weights"].numpy()[0])
+        for node, reply in sorted(replies.items())
+    }

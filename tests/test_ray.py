@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from fake_clients import SECRET, message_to
+from fake_clients import SECRET, message_to, words
 from flwr.app import Message, UserConfig
 from ledger_reader import charged, settled
 from safetensors.torch import load_file
@@ -165,16 +165,6 @@ def send(actors: RayActors, messages: Iterable[Message]) -> dict[int, Message]:
     """Return the answers by node."""
     grid = InProcessGrid(clients=9, executor=actors, node_config=lambda client: {"partition-id": client}, budget=None)
     return {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages, timeout=PATIENCE_S)}
-
-
-def words(replies: dict[int, Message]) -> dict[int, str]:
-    """Return for each node its error's word, or the first of the weights that it sent."""
-    return {
-        node: reply.error.reason
-        if reply.has_error()
-        else str(reply.content.array_records["arrays"]["weights"].numpy()[0])
-        for node, reply in sorted(replies.items())
-    }
 
 
 def when_all_are_ready(actors: RayActors, count: int = 2) -> dict[str, set[float]]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from fake_clients import SECRET, message_to
+from fake_clients import SECRET, message_to, words
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from safetensors.torch import load_file
 
@@ -66,16 +66,6 @@ class Recording(Workers):
 
     def left(self) -> set[str]:
         return {name for name in self.made if (SHARED / name).exists()}
-
-
-def words(replies: dict[int, Message]) -> dict[int, str]:
-    """Return for each node its error's word, or the first of the weights that it sent."""
-    return {
-        node: reply.error.reason
-        if reply.has_error()
-        else str(reply.content.array_records["arrays"]["weights"].numpy()[0])
-        for node, reply in sorted(replies.items())
-    }
 
 
 def pids(workers: Workers) -> set[int]:

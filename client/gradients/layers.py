@@ -7,113 +7,23 @@ a feature map), D numbers that go in at a position, E that come out, K = D * E.
     norms_U = torch.stack([share.norms_U() for share in shares]).norm(dim=0)
     for share in shares: share.parameter's sum is share.weighted(factors_U)
 
-A dense layer that sees a record at one position has an outer product as gradient, whose norm is a product of norms: it
-is never formed. Elsewhere each unit's gradient is formed, in one batched product: on a layer with few positions that is
-the cheaper branch of mixed ghost clipping (Bu et al. 2022, https://arxiv.org/abs/2205.10683, section 4), and no norm is
-a difference of large numbers, so that rounding cannot hide a part of it.
+A unit's gradient is formed in one batched product, except where it is an outer product (`client.gradients.shares`): on
+a layer with few positions that is the cheaper branch of mixed ghost clipping (Bu et al. 2022, section 4,
+https://arxiv.org/abs/2205.10683), and no norm is a difference of large numbers, so that rounding cannot hide a part of
+it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from client.gradients.shares import Formed, Outer, Rows, Share
+
 SEQUENCE_DIMS = 3  # records, channels, places
 FEW_CHANNELS = 4
-
-
-class Share(Protocol):
-    """What each unit adds to the gradient of one parameter."""
-
-    @property
-    def parameter(self) -> Tensor:
-        """Whose gradient it is."""
-
-    def norms_U(self) -> Tensor:
-        """Return each unit's L2 norm, (U,) float32; infinite also where a square overflows."""
-
-    def weighted(self, factors_U: Tensor) -> Tensor:
-        """Return the sum over units, each times its factor, in the parameter's shape."""
-
-    def without(self, is_out_U: Tensor) -> "Share":
-        """Return the share in which some units have a gradient of zero: 0 times infinity would be NaN."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Formed:
-    """A gradient for each unit.
-
-    Args:
-        parameter: whose gradient.
-        gradients_UK: one row a unit.
-        arrange: brings the sum, (K,), into the parameter's shape.
-    """
-
-    parameter: Tensor
-    gradients_UK: Tensor
-    arrange: Callable[[Tensor], Tensor]
-
-    def norms_U(self) -> Tensor:
-        """The norm of each row."""
-        return _norms(self.gradients_UK)
-
-    def weighted(self, factors_U: Tensor) -> Tensor:
-        """Add up the rows."""
-        return self.arrange(factors_U @ self.gradients_UK)
-
-    def without(self, is_out_U: Tensor) -> "Formed":
-        """Zero the rows of units that are out."""
-        return replace(self, gradients_UK=_zeroed(self.gradients_UK, is_out_U))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Outer:
-    """An outer product for each unit, never formed: a dense layer's weight where a unit has one position."""
-
-    parameter: Tensor
-    input_UD: Tensor
-    output_gradient_UE: Tensor
-
-    def norms_U(self) -> Tensor:
-        """Multiply the norms of both sides: |x y^T| = |x| |y|."""
-        return _norms(self.input_UD) * _norms(self.output_gradient_UE)
-
-    def weighted(self, factors_U: Tensor) -> Tensor:
-        """Add up the products in one matrix product."""
-        return (self.output_gradient_UE * factors_U[:, None]).T @ self.input_UD
-
-    def without(self, is_out_U: Tensor) -> "Outer":
-        """Zero both sides of units that are out."""
-        sides = (_zeroed(side, is_out_U) for side in (self.input_UD, self.output_gradient_UE))
-        return replace(self, input_UD=next(sides), output_gradient_UE=next(sides))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
-    """Some rows of an embedding for each unit: R rows in all, each with its unit and its position in the table."""
-
-    parameter: Tensor
-    unit_R: Tensor
-    row_R: Tensor
-    gradients_RD: Tensor
-    units: int
-
-    def norms_U(self) -> Tensor:
-        """Add up the squares of each unit's rows."""
-        squares_R = _norms(self.gradients_RD).square()
-        return squares_R.new_zeros(self.units).index_add_(0, self.unit_R, squares_R).sqrt()
-
-    def weighted(self, factors_U: Tensor) -> Tensor:
-        """Add the rows to a table of zeros."""
-        weighted_RD = self.gradients_RD * factors_U[self.unit_R, None]
-        return torch.zeros_like(self.parameter, dtype=torch.float32).index_add_(0, self.row_R, weighted_RD)
-
-    def without(self, is_out_U: Tensor) -> "Rows":
-        """Zero the rows of units that are out."""
-        return replace(self, gradients_RD=_zeroed(self.gradients_RD, is_out_U[self.unit_R]))
 
 
 def obstacle(layer: nn.Module) -> str | None:
@@ -294,16 +204,6 @@ def _formed(parameter: Tensor, gradients_B: Tensor, batch: _Batch) -> Formed:
     """The gradients of the records, each in the parameter's own order of numbers."""
     gradients_UK = batch.by_unit(gradients_B.flatten(1))
     return Formed(parameter=parameter, gradients_UK=gradients_UK, arrange=lambda sum_K: sum_K.view(parameter.shape))
-
-
-def _norms(rows: Tensor) -> Tensor:
-    """The L2 norm of each row."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)
-    return norms
-
-
-def _zeroed(rows: Tensor, is_out: Tensor) -> Tensor:
-    return rows.masked_fill(is_out[:, None], 0.0)
 
 
 def _single(input_B: Tensor) -> Tensor:

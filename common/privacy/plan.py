@@ -13,7 +13,7 @@
 A plan is a frozen value: sampling rates, noise, steps and bounds come from it and never from the data. The number of
 records of a client is a declared public constant. A round that is lost is charged and run again; `spare_rounds` of the
 scenario are reserved for that, so the plan knows two figures: what is spent when no round is lost, and what is
-reserved. Only the second is compared with the budget.
+reserved. Only the second is compared with the budget. A little over 250 lines: a plan and its making belong together.
 """
 
 import math

@@ -5,44 +5,26 @@ ones, and sends the model anew with every message; here it is stored once, and R
 of Ray is imported before it is asked for: it is an extra.
 """
 
-import contextlib
-import os
 import platform
-import socket
-import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.common.constant import ErrorCode
 
-from common.errors import BadInputError, RunFailedError
+from common.errors import RunFailedError
 from common.messages import Refusal
+from simulations.engine import ray_cluster
 from simulations.engine.executors import RUN_ID, call, identify, load_app, warm
 from simulations.engine.parcels import same_arrays
 
-LOCAL = "local"
 PATIENCE_S = 120.0  # for the first actor to start
 MAX_DEATHS = 3  # of actors in a row, none of which answered anything
 
 Arrays = dict[str, ArrayRecord]
 Actor = Any  # Ray is not there when types are checked
 Reference = Any
-
-
-def refuse_missing() -> None:
-    """Raise BadInputError where Ray is not installed."""
-    try:
-        metadata.distribution("ray")
-    except metadata.PackageNotFoundError as error:
-        raise BadInputError(
-            "engine.kind: expected 'auto', 'sequential' or 'parallel', as Ray is not installed, got 'ray'. Install Ray "
-            "with, in Discreet's checkout: pip install -e '.[ray]' -c constraints.txt"
-        ) from error
 
 
 class RayActors:
@@ -74,7 +56,7 @@ class RayActors:
         self._asked: dict[Reference, tuple[Actor, Message]] = {}
         self._stored: tuple[Arrays, Reference] | None = None
         self._deaths = 0
-        self._ray = _joined(address, count=count)
+        self._ray = ray_cluster.joined(address, count=count)
         try:
             share = self._share(count) if on_gpu else 0.0
             self._kind = self._ray.remote(_Client).options(num_cpus=1, num_gpus=share)
@@ -223,71 +205,3 @@ class _Client:
             message.content[name] = record
         context = Context(RUN_ID, message.metadata.dst_node_id, node_config, state, self._run_config)
         return call(self._app, message, context)
-
-
-def _joined(address: str, *, count: int) -> Any:
-    """Ray, started or joined; RunFailedError where there is none to join."""
-    refuse_missing()
-    init: dict[str, Any] = {"address": address, "logging_level": "ERROR", "log_to_driver": False}
-    environment = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # an actor without a share of a GPU sees none
-    }
-    if address == LOCAL:
-        init |= {"num_cpus": count or os.cpu_count() or 1, "include_dashboard": False}
-        environment["PYTHONPATH"] = os.pathsep.join(sys.path)  # actors import what this process can
-    else:
-        _refuse_deaf(address)
-        environment["RAY_NUM_REDIS_GET_RETRIES"] = "3"  # of some twenty seconds each, not twenty
-    if _is_loopback(address):  # by this switch Ray listens on loopback alone, and finds what does
-        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    with _environment(environment), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)  # about what is set above
-        import ray
-
-        if ray.is_initialized():
-            raise RunFailedError("Ray is in use in this process. Disconnect from it first, with ray.shutdown().")
-        try:
-            ray.init(**init)
-        except (OSError, ValueError, RuntimeError) as error:
-            ray.shutdown()
-            raise _unreachable(address, error) from error
-    return ray
-
-
-def _is_loopback(address: str) -> bool:
-    """Whether an address is one of this machine alone; `auto` is what RAY_ADDRESS says."""
-    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
-    return named == LOCAL or named.rpartition(":")[0] in {"127.0.0.1", "localhost", "[::1]"}
-
-
-def _refuse_deaf(address: str) -> None:
-    """Raise RunFailedError where nobody listens at an address: Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise _unreachable(address, error) from error
-
-
-def _unreachable(address: str, error: Exception) -> RunFailedError:
-    return RunFailedError(
-        f"engine.ray_address: expected a Ray cluster that this machine belongs to at '{address}', got: {error}. "
-        f"`ray status` says whether there is one."
-    )
-
-
-@contextlib.contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Let Ray start with these settings; what that writes into this process's environment is undone."""
-    before = dict(os.environ)
-    os.environ |= settings
-    try:
-        yield
-    finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ |= before
