@@ -5,11 +5,18 @@
     │   ├── ScenarioError        a scenario file or an override
     │   ├── DataMissingError     a data set that is not where it was expected
     │   ├── ModelRefusedError    a model that cannot be trained privately
-    │   └── PolicyError          an owner's policy file
+    │   ├── PolicyError          an owner's policy file
+    │   ├── ConsortiumError      an identity, a certificate or a roster that is not valid
+    │   └── SettingsError        a node's settings, or the description of its data
     ├── AccountingError          accountants that disagree, or cannot answer
     ├── PlanRefusedError         a plan that spends more than the budget allows
     ├── LedgerError              a ledger that is not whole, or cannot be written
     ├── WireError                a malformed message from the other side
+    ├── WitnessError             a witness that will not cosign
+    │   ├── WitnessDownError     it does not answer
+    │   ├── RolledBackError      it has seen more of the ledger than there is: an older copy was restored
+    │   └── ForkedError          it has seen another past of the ledger
+    ├── LinkError                a link that cannot be reached, or started
     ├── RefusedError             an order that this client will not carry out
     └── RunFailedError           a run that stopped; its folder can be resumed
         └── BudgetSpentError     a run that stopped because its budgets are spent; its model so far is saved
@@ -48,6 +55,14 @@ class PolicyError(BadInputError):
     """An owner's policy file is missing, unreadable, of a newer version, or says something impossible."""
 
 
+class ConsortiumError(BadInputError):
+    """An identity, a certificate or a roster is missing, expired, revoked, or not signed by those who must."""
+
+
+class SettingsError(BadInputError):
+    """A node's settings or the description of its data are wrong."""
+
+
 class AccountingError(DiscreetError):
     """The accountants disagree or cannot answer: no epsilon is reported."""
 
@@ -70,6 +85,26 @@ class RunFailedError(DiscreetError):
 
 class BudgetSpentError(RunFailedError):
     """Nobody who was asked may train any more: the budgets are spent. The model of the last whole round is saved."""
+
+
+class WitnessError(DiscreetError):
+    """The witness does not cosign the ledger: nothing is trained."""
+
+
+class WitnessDownError(WitnessError):
+    """The witness cannot be reached, or not in time; it may be asked again."""
+
+
+class RolledBackError(WitnessError):
+    """The ledger is an older copy of what the witness has cosigned."""
+
+
+class ForkedError(WitnessError):
+    """The ledger's past is not the one that the witness has cosigned."""
+
+
+class LinkError(DiscreetError):
+    """The link cannot be started or reached."""
 
 
 class RefusedError(DiscreetError):

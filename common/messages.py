@@ -4,7 +4,8 @@ Shapes: P is the number of parameters of the model.
 
 What may leave a client is exactly `Report`: reading this file answers "what leaks?". Example counts, losses and
 accuracies on private data are not in it; one noised count is, where an order asks for it and its account is charged.
-A client that will not, or cannot, answer sends one word of `Refusal`.
+A client that will not, or cannot, answer sends one word of `Refusal`. Before a run an organisation sends an `Offer`:
+public constants that its policy declares, and nothing that was read from its data.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,13 @@ class Refusal(Enum):
     MODEL_UNFIT = "model-unfit"
     FAILED = "failed"
     WORKER_DIED = "worker-died"
+    TIMED_OUT = "timed-out"
     NO_ANSWER = "no-answer"
+    FORGED = "forged"
+    BUNDLE_REFUSED = "bundle-refused"
+    AWAITS_APPROVAL = "awaits-approval"
+    REFUSED_BY_OWNER = "refused-by-owner"
+    NOT_WITNESSED = "not-witnessed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,3 +114,25 @@ class Report:
     client: int
     update_P: FloatArray
     correct: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """What an organisation says before a run: constants that its policy declares, and whether it would take part.
+
+    Args:
+        run: the run that was proposed.
+        records: declared number of records, or of persons where they are the unit.
+        policy: SHA-256 of its policy, hexadecimal.
+        code: SHA-256 of its client code, hexadecimal.
+        refusal: why it would not take part as things are, or None.
+    """
+
+    run: str
+    records: int
+    policy: str
+    code: str
+    refusal: Refusal | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive(records=self.records)

@@ -56,7 +56,7 @@ class VerifierKey:
         """Read a key; ValueError for anything but a whole one."""
         name, _, rest = text.strip().partition("+")
         identifier, _, encoded = rest.partition("+")
-        data = _decoded(encoded)
+        data = decoded(encoded)
         key = cls(name=name, public=data[1:])
         if data[:1] != _ALGORITHM or len(key.public) != _HASH_LENGTH or identifier != key.identifier.hex():
             raise ValueError("key: expected name+id+key of an Ed25519 key, got another text")
@@ -70,6 +70,14 @@ class VerifierKey:
     def identifier(self) -> bytes:
         """Four bytes by which a signature names its key."""
         return sha256(self.name.encode() + b"\n" + _ALGORITHM + self.public).digest()[:_ID_LENGTH]
+
+    def is_signed(self, data: bytes, signature: bytes) -> bool:
+        """Whether this key made the signature over exactly these bytes."""
+        try:
+            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, data)
+        except (InvalidSignature, ValueError):
+            return False
+        return True
 
 
 class Signer:
@@ -102,6 +110,10 @@ class Signer:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
+    def sign_bytes(self, data: bytes) -> bytes:
+        """Return the bare signature of 64 bytes; what is signed must say by its first words what it is."""
+        return self._private.sign(data)
+
     def sign(self, checkpoint: Checkpoint) -> str:
         """Return the signed note of a checkpoint."""
         text = checkpoint.text()
@@ -117,12 +129,12 @@ def read(note: str) -> Checkpoint:
         raise ValueError("checkpoint: expected origin, size, root, an empty line and signatures")
     if not lines[0] or not lines[0].isprintable():
         raise ValueError("checkpoint: expected an origin of printable text")
-    checkpoint = Checkpoint(origin=lines[0], size=int(lines[1]), root=_decoded(lines[2]))
+    checkpoint = Checkpoint(origin=lines[0], size=int(lines[1]), root=decoded(lines[2]))
     if len(checkpoint.root) != _HASH_LENGTH or checkpoint.text() != text + "\n":
         raise ValueError("checkpoint: expected a root of 32 bytes in base64")
     for line in signatures.removesuffix("\n").split("\n"):
         found = re.fullmatch(r"— [^\s+]+ ([A-Za-z0-9+/]+=*)", line)
-        if found is None or not _decoded(found[1]):
+        if found is None or not decoded(found[1]):
             raise ValueError("checkpoint: expected lines of signatures after the empty line")
     return checkpoint
 
@@ -134,7 +146,7 @@ def verify(note: str, key: VerifierKey) -> Checkpoint:
     public = Ed25519PublicKey.from_public_bytes(key.public)
     for line in signatures.removesuffix("\n").split("\n"):
         _, name, encoded = line.split(" ")
-        data = _decoded(encoded)
+        data = decoded(encoded)
         if name == key.name and data[:_ID_LENGTH] == key.identifier:
             try:
                 public.verify(data[_ID_LENGTH:], (text + "\n").encode())
@@ -144,7 +156,8 @@ def verify(note: str, key: VerifierKey) -> Checkpoint:
     raise ValueError(f"checkpoint of size {checkpoint.size}: not signed by {key.name}")
 
 
-def _decoded(text: str) -> bytes:
+def decoded(text: str) -> bytes:
+    """Return what base64 text says; ValueError unless it is written in its one form."""
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

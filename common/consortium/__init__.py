@@ -1,0 +1,1 @@
+"""Who is in a consortium, and what each of them signs."""

@@ -1,0 +1,1 @@
+"""The coordinator's and the witness's verbs of the command line."""
