@@ -28,7 +28,7 @@ from common.privacy.entropy import Entropy
 from common.privacy.plan import local_steps
 from common.seeds import derive
 from common.shards import Shard
-from common.tasks import TASKS
+from common.tasks import task_of
 
 
 class Trainer:
@@ -44,7 +44,7 @@ class Trainer:
         keep_freed_memory()
         self._scenario = scenario
         self._device = device(scenario.engine)
-        model = build(scenario.model, TASKS[scenario.data.dataset], seed=scenario.run.seed)
+        model = build(scenario.model, task_of(scenario.data), seed=scenario.run.seed)
         self._model: nn.Module = model.to(self._device).train()
         self._size = flat.size(model)
         self._optimizer = client_optimizer(model.parameters(), scenario.training)

@@ -18,10 +18,13 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from common.data_table import LAYOUTS, Data
 from common.errors import ScenarioError
-from common.model_tables import Cnn, CnnOpacus, Model, Momentum, PositiveFloat, PositiveInt, Table, Transformer
+from common.layouts import ArrayLayout, Column, ImageLayout, TableLayout
+from common.model_tables import Cnn, CnnOpacus, Mlp, Model, Momentum, PositiveFloat, PositiveInt, Table, Transformer
 from common.privacy_table import Privacy
-from common.tasks import TASKS
+from common.sources import CsvFormat, NpzFormat
+from common.tasks import Task, task_of
 from common.validation_errors import explain
 
 Optimizer = Literal["sgd", "momentum", "adam"]
@@ -29,21 +32,12 @@ Precision = Literal["float32", "bf16"]
 
 
 class Run(Table):
-    """`[run]`: name, length and seed. The seed never reaches noise or private sampling."""
+    """`[run]`: name, length, seed, and what it is for. The seed never reaches noise or private sampling."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     rounds: PositiveInt
     seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 7
-
-
-class Data(Table):
-    """`[data]`: a data set and how it is split among clients."""
-
-    dataset: Literal["digits", "mnist", "sms-spam"]
-    path: str = "data"
-    partition: Literal["iid", "dirichlet", "natural"] = "iid"
-    alpha: PositiveFloat = 0.5
-    clients: PositiveInt
+    purpose: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
 
 
 class Training(Table):
@@ -113,7 +107,8 @@ class Scenario(Table):
         if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
             return tables
         tables = {"server": {}, "privacy": {}} | tables
-        tables["model"] = {"name": "cnn"} | tables.get("model", {})
+        flat = LAYOUTS.get(tables.get("data", {}).get("dataset")) == "table"
+        tables["model"] = {"name": "mlp" if flat else "cnn"} | tables.get("model", {})
         clients, rounds = tables.get("data", {}).get("clients"), tables.get("run", {}).get("rounds")
         server = {"cohort": clients or 1} | tables["server"]
         cohort = server["cohort"]
@@ -155,9 +150,8 @@ class Scenario(Table):
                 "model.normalization: expected 'none' or 'group' with unit 'record', got 'batch'; batch normalisation "
                 "mixes the samples of a batch, so that no bound on one record's influence holds"
             )
-        text = self.data.dataset == "sms-spam"
-        if text != isinstance(self.model, Transformer):
-            kind = "'transformer' for a text data set" if text else "'cnn' or 'cnn-opacus' for an image data set"
+        fit, kind = _fitting(task_of(self.data))
+        if type(self.model) not in fit:
             raise ValueError(f"model.name: expected {kind}, got '{self.model.name}'")
         return self
 
@@ -166,7 +160,7 @@ class Scenario(Table):
         column, data = self.privacy.unit_column, self.data
         if column is None:
             return self
-        known = TASKS[data.dataset].unit_columns
+        known = task_of(data).unit_columns
         if column not in known:
             expected = " or ".join(f"'{name}'" for name in known) or "none of it (--set privacy.unit_column=)"
             raise ValueError(f"privacy.unit_column: expected {expected} for '{data.dataset}', got '{column}'")
@@ -179,10 +173,25 @@ class Scenario(Table):
         return self
 
 
+def _fitting(task: Task) -> tuple[tuple[type[Table], ...], str]:
+    """The models that a data set's records fit, and in words."""
+    if task.is_text:
+        return (Transformer,), "'transformer' for a text data set"
+    if task.image_shape is None:
+        return (Mlp,), "'mlp' for flat features"
+    return (Cnn, CnnOpacus), "'cnn' or 'cnn-opacus' for an image data set"
+
+
 TABLES: dict[str, tuple[type[Table], ...]] = {
     "run": (Run,),
     "data": (Data,),
-    "model": (Cnn, CnnOpacus, Transformer),
+    "data.table": (TableLayout,),
+    "data.table.columns": (Column,),
+    "data.arrays": (ArrayLayout,),
+    "data.images": (ImageLayout,),
+    "data.csv": (CsvFormat,),
+    "data.npz": (NpzFormat,),
+    "model": (Cnn, CnnOpacus, Mlp, Transformer),
     "training": (Training,),
     "server": (Server,),
     "privacy": (Privacy,),

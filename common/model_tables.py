@@ -33,6 +33,14 @@ class CnnOpacus(Table):
     activation: Activation = "relu"
 
 
+class Mlp(Table):
+    """`[model] name = "mlp"`: dense layers over the flat features of a record."""
+
+    name: Literal["mlp"]
+    activation: Activation = "tanh"
+    layers: Annotated[tuple[PositiveInt, ...], Field(strict=False, max_length=32)] = (32,)
+
+
 class Transformer(Table):
     """`[model] name = "transformer"`: a text classifier over hashed words."""
 
@@ -53,4 +61,4 @@ class Transformer(Table):
         return self
 
 
-Model = Annotated[Cnn | CnnOpacus | Transformer, Field(discriminator="name")]
+Model = Annotated[Cnn | CnnOpacus | Mlp | Transformer, Field(discriminator="name")]

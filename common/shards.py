@@ -46,6 +46,11 @@ def write_shards(folder: Path, *, train: Shard, test: Shard, indices: Sequence[n
     if train.units_N is not None:
         np.save(folder / "units.npy", train.units_N[order])
     np.save(folder / "offsets.npy", np.cumsum([0, *(len(rows) for rows in indices)]))
+    write_test(folder, test)
+
+
+def write_test(folder: Path, test: Shard) -> None:
+    """Write the public test set alone to an existing folder."""
     np.save(folder / "test_features.npy", test.features_ND)
     np.save(folder / "test_labels.npy", test.labels_N)
 

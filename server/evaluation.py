@@ -16,7 +16,7 @@ from common.config import Scenario
 from common.devices import device
 from common.models.registry import build
 from common.shards import Shard
-from common.tasks import TASKS
+from common.tasks import task_of
 
 BATCH = 1000
 
@@ -26,14 +26,14 @@ class Evaluator:
 
     def __init__(self, scenario: Scenario, test: Shard) -> None:
         """Build a model of its own for evaluation."""
-        self._task = TASKS[scenario.data.dataset]
+        self._task = task_of(scenario.data)
         self._device = device(scenario.engine)
         self._model = build(scenario.model, self._task, seed=scenario.run.seed).to(self._device).eval()
         self._features = torch.tensor(test.features_ND)
         self._labels_N = torch.tensor(test.labels_N)
 
     def measure(self, weights_P: Tensor) -> dict[str, float]:
-        """Return accuracy and loss, and for two classes F1 and AUC of the positive one."""
+        """Return accuracy and loss, for two classes F1 of the positive one, and AUC where the test set has both."""
         flat.load(self._model, weights_P)
         with torch.no_grad(), _all_cores():
             logits_NK = torch.cat(
@@ -51,11 +51,11 @@ class Evaluator:
 
         is_positive = (self._labels_N == positive).numpy()
         predicted = (logits_NK.argmax(1) == positive).numpy()
+        f1 = {"f1": float(f1_score(is_positive, predicted, zero_division=0.0))}
+        if is_positive.all() or not is_positive.any():
+            return f1  # there is no order of two classes where there is one
         score = torch.nan_to_num(logits_NK.softmax(1)[:, positive]).numpy()
-        return {
-            "f1": float(f1_score(is_positive, predicted, zero_division=0.0)),
-            "auc": float(roc_auc_score(is_positive, score)),
-        }
+        return f1 | {"auc": float(roc_auc_score(is_positive, score))}
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Images are scaled with public constants, texts are hashed; nothing is learnt fro
 """
 
 import gzip
-import os
 import zlib
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,12 +18,12 @@ import numpy.typing as npt
 from common.config import Scenario
 from common.errors import DataMissingError
 from common.model_tables import Transformer
+from common.readers.records import data_folder
 from common.shards import Shard
-from common.tasks import TASKS
+from common.tasks import TEST_SHARE, task_of
 from common.text import tokenize
 from simulations.holdout import stratified
 
-TEST_SHARE = 0.2
 SPLIT_SEED = 0  # the public test set is the same in every run
 
 MNIST_FILES = {
@@ -56,15 +55,20 @@ def load(scenario: Scenario) -> Dataset:
         dataset = _digits()
     elif name == "mnist":
         dataset = _mnist(scenario)
-    else:
+    elif name == "sms-spam":
         dataset = _sms_spam(scenario)
-    _refuse_undeclared(name, dataset.train, scenario.privacy.unit_column)
+    else:
+        from simulations.own_datasets import load_own
+
+        return load_own(scenario)
+    _refuse_undeclared(scenario, dataset.train)
     return dataset
 
 
-def _refuse_undeclared(name: str, train: Shard, column: str | None) -> None:
+def _refuse_undeclared(scenario: Scenario, train: Shard) -> None:
     """Raise DataMissingError for a data set that is not what its task declares."""
-    task, found = TASKS[name], len(train)
+    name, column = scenario.data.dataset, scenario.privacy.unit_column
+    task, found = task_of(scenario.data), len(train)
     if task.train_records != found:
         raise DataMissingError(
             f"{name}: expected {task.train_records} training records, the declared number that the plan counts on, got "
@@ -87,7 +91,7 @@ def _refuse_undeclared(name: str, train: Shard, column: str | None) -> None:
 
 def folder(scenario: Scenario) -> Path:
     """Return where data sets that are files are expected: DISCREET_DATA, or the scenario's `data.path`."""
-    return Path(os.environ.get("DISCREET_DATA") or scenario.data.path)
+    return data_folder(scenario.data)
 
 
 def _file(scenario: Scenario, *parts: str) -> Path:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from common.config import Scenario
 from common.errors import ScenarioError
 from common.seeds import derive
-from common.tasks import TASKS
+from common.tasks import task_of
 from simulations.datasets import Dataset, load
 
 Rows = npt.NDArray[np.intp]
@@ -25,8 +25,14 @@ def declared_records(scenario: Scenario) -> tuple[int, ...]:
     IID shares follow from the declared size, without reading any data.
     """
     if scenario.data.partition == "iid":
-        task, column = TASKS[scenario.data.dataset], scenario.privacy.unit_column
+        task, column = task_of(scenario.data), scenario.privacy.unit_column
         units = task.train_records if column is None else task.unit_columns[column]
+        if units is None:
+            key, of = ("records", "records") if column is None else ("persons", f"persons in column '{column}'")
+            raise ScenarioError(
+                f"data.{key}: expected the number of {of} in '{scenario.data.path}', which the plan counts on, got "
+                f"none; add it"
+            )
         share = units // scenario.data.clients
         _enough(scenario, [share])
         return (share,) * scenario.data.clients

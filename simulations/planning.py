@@ -113,12 +113,13 @@ def preview(ledger: Path, scenario: Scenario, plan: Plan) -> dict[str, Any]:
         LedgerError: a ledger that is not whole.
         PlanRefusedError: a ledger in which the same records are in other accounts.
     """
+    from client.proposal_report import books_of
     from common.privacy.accounts import account_names, terms_of
     from simulations.run_ledger import admissions, refuse_other_split, refuse_unfit
 
     if plan.unit == "none":
         refuse_unfit(ledger, scenario)
-    books = _books(ledger)
+    books = books_of(ledger)
     refuse_other_split(books, scenario)
     names, terms = account_names(scenario, plan), terms_of(scenario, plan)
     answers = admissions(books, scenario, plan)
@@ -265,27 +266,6 @@ def _planned(plan: Plan, account: Account) -> dict[str, Any]:
         "epsilon": account.epsilon,
         "epsilon_reserved": account.epsilon_reserved,
     }
-
-
-def _books(ledger: Path) -> "Books":
-    """What a ledger's entries add up to; it needs no private key, unless there is no entry and so no checkpoint."""
-    from contextlib import closing, suppress
-
-    from common.errors import LedgerError
-    from common.transparency.books import Books
-    from common.transparency.export import read
-
-    if not ledger.exists():
-        return Books()
-    try:
-        return read(ledger).books
-    except LedgerError:
-        from common.ledger import Ledger
-
-        with suppress(LedgerError), closing(Ledger(ledger)) as opened:
-            if not opened.books.size:
-                return opened.books
-        raise
 
 
 def _before(books: "Books", name: str, delta: float) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from typing import Any, Literal
 from common.config import Scenario
 from common.privacy.odds import FALSE_POSITIVES, largest_posterior, most_hits
 from common.privacy.plan import Account, Plan
-from common.tasks import TASKS
+from common.tasks import task_of
 
 Severity = Literal["refuse", "warn", "ok"]
 
@@ -140,16 +140,17 @@ def odds(_: Scenario, plan: Plan) -> Finding:
 
 def persons(scenario: Scenario, plan: Plan) -> Finding | None:
     """Look for data in which a person has several records while one record is the unit."""
-    task = TASKS[scenario.data.dataset]
+    task = task_of(scenario.data)
     if plan.unit != "record" or not task.unit_columns:
         return None
     if scenario.privacy.unit_column is not None:
         return _ok("persons", "A person is protected with all its records.")
     column, people = next(iter(task.unit_columns.items()))
+    many = f"{task.train_records / people:.0f} of them on average" if task.train_records and people else "several"
     return _warn(
         "persons",
-        f"ε holds for one record, and a {column} has {task.train_records / people:.0f} of them on average. For "
-        f"all of them it is much larger: 2.39, 5.27, 12.2, 30.0 in a reference run with 1, 2, 4, 8 records a person.",
+        f"ε holds for one record, and a {column} has {many}. For all of them it is much larger: 2.39, 5.27, 12.2, "
+        f"30.0 in a reference run with 1, 2, 4, 8 records a person.",
         remedy=f"Set privacy.unit_column to '{column}' if persons are to be protected (partition 'iid').",
     )
 

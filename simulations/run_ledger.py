@@ -50,7 +50,7 @@ def refuse_other_split(books: Books, scenario: Scenario) -> None:
     """Refuse a ledger in which the same records are in other accounts: no account would know all that they spent."""
     for name, account in books.accounts.items():
         terms = account.terms[-1]
-        if terms.lineage == scenario.data.dataset and terms.version != split_of(scenario):
+        if terms.lineage == scenario.data.lineage_name and terms.version != split_of(scenario):
             raise PlanRefusedError(
                 f"The ledger's accounts of {terms.lineage} are for '{terms.version}' (such as {name}), the scenario "
                 f"is for '{split_of(scenario)}': a record would be in two accounts, and neither would know all that "

@@ -121,3 +121,10 @@ def test_threads_are_as_before_afterwards():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_test_set_of_one_class_has_no_auc():
+    """A consortium's public test set may be of one class: what cannot be said is left out, and nothing warns."""
+    measured = Evaluator(TEXT, texts([1, 1])).measure(constant(TEXT, 0, 1))
+    assert measured["f1"] == 1.0
+    assert "auc" not in measured

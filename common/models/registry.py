@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from common.errors import ScenarioError
-from common.model_tables import Cnn, CnnOpacus, Transformer
+from common.model_tables import Cnn, CnnOpacus, Mlp, Transformer
 from common.models.convolutional import ConvolutionalNet, OpacusNet
+from common.models.perceptron import Perceptron
 from common.models.transformer import TextTransformer
 from common.seeds import derive
 from common.tasks import Task
 
 
-def build(config: Cnn | CnnOpacus | Transformer, task: Task, *, seed: int) -> nn.Module:
+def build(config: Cnn | CnnOpacus | Mlp | Transformer, task: Task, *, seed: int) -> nn.Module:
     """Return the model with first weights that follow from the run's seed; ScenarioError if it does not fit the data.
 
     Guarantees:
@@ -29,11 +30,16 @@ def build(config: Cnn | CnnOpacus | Transformer, task: Task, *, seed: int) -> nn
         return _build(config, task)
 
 
-def _build(config: Cnn | CnnOpacus | Transformer, task: Task) -> nn.Module:
+def _build(config: Cnn | CnnOpacus | Mlp | Transformer, task: Task) -> nn.Module:
     if isinstance(config, Transformer):
         return TextTransformer(config, classes=task.classes)
+    if isinstance(config, Mlp):
+        if task.width is None:
+            raise ScenarioError("model.name: 'mlp' expects flat features, got a data set of images or texts.")
+        return Perceptron(config, width=task.width, classes=task.classes)
     if task.image_shape is None:
-        raise ScenarioError(f"model.name: expected 'transformer' for a text data set, got '{config.name}'.")
+        expected = "'transformer' for a text data set" if task.is_text else "'mlp' for flat features"
+        raise ScenarioError(f"model.name: expected {expected}, got '{config.name}'.")
     if isinstance(config, Cnn):
         return ConvolutionalNet(config, image_shape=task.image_shape, classes=task.classes)
     if task.image_shape != (1, 28, 28):

@@ -10,12 +10,12 @@ from common.transparency.entries import Terms
 
 def client_account(scenario: Scenario, client: int) -> str:
     """Return the name of a client's account."""
-    return f"{scenario.data.dataset}/client-{client:06d}"
+    return f"{scenario.data.lineage_name}/client-{client:06d}"
 
 
 def population_account(scenario: Scenario) -> str:
     """Return the name of the one account of all clients, for unit `client`."""
-    return f"{scenario.data.dataset}/population"
+    return f"{scenario.data.lineage_name}/population"
 
 
 def account_names(scenario: Scenario, plan: Plan) -> list[str]:
@@ -50,7 +50,7 @@ def _terms(scenario: Scenario, account: Account, *, owner: str) -> Terms:
     policy = f"{owner}; {split_of(scenario)}; delta {scenario.privacy.delta!r}; budget {budget!r}"
     return Terms(
         owner=owner,
-        lineage=scenario.data.dataset,
+        lineage=scenario.data.lineage_name,
         version=split_of(scenario),
         records=account.records,
         unit=account.event.unit,

@@ -18,7 +18,7 @@ from common.config import Scenario, parse
 from common.messages import Mechanism
 from common.models.registry import build
 from common.shards import Shard
-from common.tasks import TASKS
+from common.tasks import task_of
 from simulations.bench import workload as work
 from simulations.bench.contest import Figure, Turn, alternate, ratio
 
@@ -66,7 +66,7 @@ def _ours(scenario: Scenario, shard: Shard, mechanism: Mechanism | None) -> Turn
 
 def _opacus(scenario: Scenario, shard: Shard) -> Turn:
     """Milliseconds a step of Opacus 1.6, per-sample gradients by hooks."""
-    model = GradSampleModule(build(scenario.model, TASKS[scenario.data.dataset], seed=7).train(), loss_reduction="mean")
+    model = GradSampleModule(build(scenario.model, task_of(scenario.data), seed=7).train(), loss_reduction="mean")
     features, labels = torch.from_numpy(shard.features_ND), torch.from_numpy(shard.labels_N)
     generator = np.random.default_rng(0)
     optimizer = DPOptimizer(

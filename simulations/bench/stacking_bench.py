@@ -16,7 +16,7 @@ from torch.nn import functional
 from common.config import Scenario, parse
 from common.devices import device
 from common.models.registry import build
-from common.tasks import TASKS
+from common.tasks import task_of
 from simulations.bench import workload as work
 from simulations.bench.contest import Figure, Turn, alternate, ratio
 
@@ -79,7 +79,7 @@ def one_by_one(scenario: Scenario, clients: int) -> Turn:
 
 
 def _model(scenario: Scenario) -> nn.Module:
-    return build(scenario.model, TASKS[scenario.data.dataset], seed=7).to(device(scenario.engine))
+    return build(scenario.model, task_of(scenario.data), seed=7).to(device(scenario.engine))
 
 
 def _loss(model: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]:

@@ -34,9 +34,9 @@ training = {batch_size = 14, local_steps = 4}
 def order(scenario: Scenario, client: int, mechanism: Mechanism | None) -> Order:
     """Return a client's order for the work, with fresh weights."""
     from common.models.registry import build
-    from common.tasks import TASKS
+    from common.tasks import task_of
 
-    weights_P = flat.flatten(build(scenario.model, TASKS[scenario.data.dataset], seed=7)).numpy()
+    weights_P = flat.flatten(build(scenario.model, task_of(scenario.data), seed=7)).numpy()
     return Order(run="bench", round=1, attempt=1, client=client, weights_P=weights_P, mechanism=mechanism)
 
 
