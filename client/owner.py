@@ -1,19 +1,28 @@
-"""A data owner that decides alone: its policy, its ledger, and what a coordinator asks.
+"""A data owner that decides alone: its policy, its ledger, its witness, and what a coordinator asks.
 
 The coordinator's scenario and order are a proposal. The owner works out from its own declared number of records what
 the scenario means for it, and takes no figure of the coordinator's on trust.
+
+    with owner.charged(order, scenario):    charged, durable and cosigned: only now may a record be read
+        report = trainer.train(order, shard)
+
+Where the policy names a witness, it has cosigned the ledger before anything is written to it, since one charge on a
+copy from yesterday would fork it, and again after the charge, before anything is read.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
 from client import policy as policies
 from client.budget import Agreement, Budget, agreements
+from client.cosigning import WAIT_S, Cosigner, refuse_unwitnessable, refuse_unwitnessed
 from client.policy import Policy
-from client.proposals import Proposal, objections
+from client.proposals import Proposal, objections, objections_without_privacy
 from common.config import Scenario
 from common.errors import DiscreetError, RefusedError
 from common.ledger import Ledger
@@ -23,6 +32,16 @@ from common.transparency.drafts import Charge
 from common.transparency.entries import PLAN_ROUND, Terms
 from common.transparency.provenance import provenance
 
+log = logging.getLogger("discreet.owner")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    """What a run asks of this owner, and why it may not; no reasons if it may."""
+
+    agreement: Agreement
+    reasons: tuple[str, ...]
+
 
 class Owner:
     """One policy and one ledger; LedgerError or PolicyError when either does not read.
@@ -30,9 +49,18 @@ class Owner:
     Guarantees:
         An order is carried out as proposed or refused; the word that leaves is one of `Refusal`.
         Whatever is outside the policy is refused before anything is charged.
+        Where the policy names a witness nothing is written, and nothing read, unless it has cosigned the ledger so far.
     """
 
-    def __init__(self, *, policy: Path, ledger: Path, memory: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        policy: Path,
+        ledger: Path,
+        memory: Path | None = None,
+        witness: Cosigner | None = None,
+        wait_s: float = WAIT_S,
+    ) -> None:
         """Read the policy and open the ledger.
 
         Args:
@@ -40,52 +68,121 @@ class Owner:
             ledger: the owner's ledger.
             memory: a file, best on another disk, that keeps the newest checkpoint: an older copy of the ledger that was
                 restored meanwhile is refused.
+            witness: the one that the policy names; None where there is none to ask.
+            wait_s: how long a witness that is down is waited for, where the policy says so.
         """
         self._policy = policies.load(policy)
         self._terms = terms_of(self._policy)
         self._ledger = _opened(ledger, memory, os.getpid())
+        self._witness, self._wait_s = witness, wait_s
+
+    @property
+    def name(self) -> str:
+        """The owner's, as its policy says."""
+        return self._policy.owner
+
+    @property
+    def records(self) -> int:
+        """The declared, public number of records, or of persons where they are the unit."""
+        return self._policy.data.records
+
+    @property
+    def policy_digest(self) -> str:
+        """SHA-256 of the policy, hexadecimal."""
+        return self._policy.digest
 
     @contextmanager
     def charged(self, order: Order, scenario: Scenario) -> Iterator[None]:
         """Charge an order before what stands within is done, and settle it after; RefusedError when it is refused.
 
-        What fails within stays charged in full.
+        What fails within stays charged in full, and so does what no witness cosigned.
         """
         if scenario.privacy.unit != "record":
-            raise RefusedError(
-                Refusal.OUTSIDE_POLICY, f"the scenario's unit is {scenario.privacy.unit!r}: no own noise"
-            )
-        try:
+            self._refuse_unprotected(scenario)
+            log.warning("run %s, round %d: trains WITHOUT privacy; nothing is charged", order.run, order.round)
+            yield
+            return
+        with _recorded():
+            self._refuse_unwitnessed()
             budget = self._budget(order, scenario)
             (refusal,) = budget.reserve([order])
-        except RefusedError:
-            raise
-        except (DiscreetError, OSError) as error:
-            raise RefusedError(Refusal.NOT_RECORDED, str(error)) from error
         if refusal is not None:
             raise RefusedError(refusal)
         try:
+            with _recorded():
+                self._refuse_unwitnessed()
             yield
         except BaseException:
             budget.settle([], [order])
             raise
         budget.settle([order])
 
+    def offer(self, scenario: Scenario, run: str) -> Refusal | None:
+        """Return what would be answered to this run's next order; nothing is charged, and no record read.
+
+        A witness that is down is no refusal where the policy would wait for it.
+        """
+        try:
+            if scenario.privacy.unit != "record":
+                self._refuse_unprotected(scenario)
+                return None
+            with _recorded():
+                self._foresee(scenario, run)
+        except RefusedError as error:
+            log.warning("run %s would be refused: %s", run, error)
+            return error.word
+        return None
+
+    def end(self, run: str) -> None:
+        """Close a run: what it did not use is free again. RefusedError when that cannot be written."""
+        with _recorded():
+            held = [account.runs[run] for account in self._ledger.books.accounts.values() if run in account.runs]
+            if all(one.is_closed for one in held):
+                return
+            refuse_unwitnessed(self._ledger, limits=self._policy.limits, witness=self._witness, wait_s=0)
+            self._ledger.end_run(run)
+
+    def _refuse_unprotected(self, scenario: Scenario) -> None:
+        reasons = objections_without_privacy(
+            self._policy,
+            unit=scenario.privacy.unit,
+            model=scenario.model.name,
+            cohort=scenario.server.cohort,
+            metrics=scenario.privacy.metrics,
+            code=provenance().code,
+        )
+        if reasons:
+            raise RefusedError(Refusal.OUTSIDE_POLICY, "; ".join(reasons))
+
+    def _foresee(self, scenario: Scenario, run: str) -> None:
+        """Raise what an order would meet, RefusedError among others."""
+        refuse_unwitnessable(self._ledger, limits=self._policy.limits, witness=self._witness)
+        claim = self._claim(scenario, run)
+        if claim.reasons:
+            raise RefusedError(Refusal.OUTSIDE_POLICY, "; ".join(claim.reasons))
+        agreement = claim.agreement
+        next_order = Charge(account=agreement.account, run=run, round=1, attempt=0, events=agreement.events)
+        terms = {agreement.account: self._terms}
+        word = self._ledger.foreseen(terms, next_order, wanted=agreement.participations)
+        if word is not None:
+            raise RefusedError(word)
+
     def _budget(self, order: Order, scenario: Scenario) -> Budget:
         """The claim of the order's run on this owner's account; reserved when its first order comes."""
-        plan = _plan(scenario, self._policy.data.records, order.run)
-        account = self._policy.data.lineage
-        (agreement,) = agreements(plan, [account]).values()
-        self._refuse_outside(plan, scenario, order, agreement)
-        budget = Budget(self._ledger, run=order.run, agreements={order.client: agreement})
+        claim = self._claim(scenario, order.run)
+        self._refuse_outside(claim, order.run)
+        account = claim.agreement.account
+        budget = Budget(self._ledger, run=order.run, agreements={order.client: claim.agreement})
         known = self._ledger.books.accounts.get(account)
         if known is None or order.run not in known.runs or known.terms[-1] != self._terms:
             budget.begin({account: self._terms})
         return budget
 
-    def _refuse_outside(self, plan: Plan, scenario: Scenario, order: Order, agreement: Agreement) -> None:
+    def _claim(self, scenario: Scenario, run: str) -> _Claim:
+        plan = _plan(scenario, self._policy.data.records, run)
+        (agreement,) = agreements(plan, [self._policy.data.lineage]).values()
         proposal = Proposal(
-            run=order.run,
+            run=run,
             event=plan.accounts[0].event,
             metrics_event=plan.accounts[0].metrics_event,
             participations=agreement.participations,
@@ -96,14 +193,19 @@ class Owner:
             code=provenance().code,
             unit_column=scenario.privacy.unit_column,
         )
-        reasons = objections(self._policy, proposal)
-        if reasons:
-            self._ledger.open_accounts({agreement.account: self._terms})
-            refused = Charge(
-                account=agreement.account, run=order.run, round=PLAN_ROUND, attempt=1, events=agreement.events
-            )
-            self._ledger.refuse(refused, Refusal.OUTSIDE_POLICY)
-            raise RefusedError(Refusal.OUTSIDE_POLICY, "; ".join(reasons))
+        return _Claim(agreement=agreement, reasons=objections(self._policy, proposal))
+
+    def _refuse_outside(self, claim: _Claim, run: str) -> None:
+        if not claim.reasons:
+            return
+        agreement = claim.agreement
+        self._ledger.open_accounts({agreement.account: self._terms})
+        refused = Charge(account=agreement.account, run=run, round=PLAN_ROUND, attempt=1, events=agreement.events)
+        self._ledger.refuse(refused, Refusal.OUTSIDE_POLICY)
+        raise RefusedError(Refusal.OUTSIDE_POLICY, "; ".join(claim.reasons))
+
+    def _refuse_unwitnessed(self) -> None:
+        refuse_unwitnessed(self._ledger, limits=self._policy.limits, witness=self._witness, wait_s=self._wait_s)
 
 
 def terms_of(policy: Policy) -> Terms:
@@ -119,6 +221,17 @@ def terms_of(policy: Policy) -> Terms:
         budget=policy.budget.epsilon,
         policy=policy.digest,
     )
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Whatever keeps the ledger from being read or written is one word; what was refused stays refused."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except (DiscreetError, OSError) as error:
+        raise RefusedError(Refusal.NOT_RECORDED, str(error)) from error
 
 
 @cache

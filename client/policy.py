@@ -32,9 +32,10 @@ from common.privacy.events import Unit
 from common.privacy.odds import largest_posterior
 from common.validation_errors import explain
 
-VERSION = 1
-ModelName = Literal["cnn", "cnn-opacus", "transformer"]
+VERSION = 2
+ModelName = Literal["cnn", "cnn-opacus", "mlp", "transformer"]
 Metrics = Literal["none", "noisy", "clear"]
+WitnessDown = Literal["wait", "refuse"]
 OPENNESS: tuple[Metrics, ...] = get_args(Metrics)  # from the most closed on
 
 
@@ -63,10 +64,17 @@ def _sorted(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(set(values)))
 
 
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _is_witness(text: str) -> bool:
+    return not text or _LABEL.fullmatch(text) is not None
+
+
 Label = Annotated[
     str,
     _text(
-        re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}").fullmatch,
+        _LABEL.fullmatch,
         "1 to 64 letters, digits, '.', '_' or '-', a letter or digit first",
     ),
 ]
@@ -133,7 +141,11 @@ class Limits(Table):
         models: that may be trained.
         metrics: what may leave besides the update: nothing, noisy figures or clear ones.
         code: SHA-256 digests of the client code that may run; empty: any.
-        witness: who must cosign; empty: nobody.
+        bundles: SHA-256 digests of the bundles that may come with a run; empty: Discreet's own, which holds no code.
+        witness: name of the witness who must cosign; empty: nobody.
+        witness_down: wait for a witness that does not answer, or refuse.
+        approval: whether a person must approve each run by hand.
+        without_privacy: whether runs of unit 'none' may train: for data that are public anyway.
     """
 
     min_noise_multiplier: PositiveFloat
@@ -143,13 +155,17 @@ class Limits(Table):
     models: Annotated[tuple[ModelName, ...], AfterValidator(_not_empty), AfterValidator(_sorted)] = get_args(ModelName)
     metrics: Metrics = "none"
     code: Annotated[tuple[Sha256, ...], AfterValidator(_sorted)] = ()
-    witness: Line = ""
+    bundles: Annotated[tuple[Sha256, ...], AfterValidator(_sorted)] = ()
+    witness: Annotated[str, _text(_is_witness, "a name as in the roster, or nothing")] = ""
+    witness_down: WitnessDown = "refuse"
+    approval: Annotated[bool, Field(strict=True)] = False
+    without_privacy: Annotated[bool, Field(strict=True)] = False
 
 
 class Policy(Table):
     """A whole policy file."""
 
-    version: Literal[1]
+    version: Literal[2]
     owner: Words
     data: Data
     budget: Budget
@@ -235,7 +251,11 @@ def in_words(policy: Policy) -> list[str]:
     many = f"{data.records} {policy.unit}{'s' if data.records > 1 else ''}"
     whom = "one record" if policy.unit == "record" else f"one person with all its records (column {data.unit_column!r})"
     code = f"{len(limits.code)} named by digest" if limits.code else "any"
-    witness = f"{limits.witness!r}, whom this version cannot ask: every run is refused" if limits.witness else "nobody"
+    bundles = f"{len(limits.bundles)} named by digest" if limits.bundles else "Discreet's own, without code"
+    late = {"wait": "is waited for", "refuse": "means no"}[limits.witness_down]
+    witness = f"{limits.witness!r}; when it does not answer, that {late}" if limits.witness else "nobody"
+    approval = "each by hand" if limits.approval else "none is asked for"
+    unprotected = "may train WITHOUT privacy: no epsilon covers them" if limits.without_privacy else "are refused"
     sentences = f"""
 {policy.owner} protects {whom} of {data.lineage!r}, version {data.version}: {many}, a public number.
 In all runs together: epsilon at most {budget.epsilon} (adjacency {budget.adjacency}, delta {budget.delta}): \
@@ -244,8 +264,10 @@ but for a chance of about delta.
 In one run: epsilon at most {budget.epsilon_per_run}, so that 50 % becomes at most {_odds(budget.epsilon_per_run)}.
 In one step: noise of at least {limits.min_noise_multiplier} times the bound on what one {policy.unit} adds, \
 a bound of at most {limits.max_grad_norm}, and at most {limits.max_steps_per_round} steps a round.
-Clients in a round: at least {limits.min_cohort}. Models: {", ".join(limits.models)}. Client code: {code}.
-{_LEAVES[limits.metrics]} Who must cosign: {witness}."""
+Clients in a round: at least {limits.min_cohort}. Models: {", ".join(limits.models)}. Client code: {code}. \
+Bundles: {bundles}.
+{_LEAVES[limits.metrics]} Who must cosign: {witness}.
+Approval of runs: {approval}. Runs of unit 'none' {unprotected}."""
     return sentences.strip().split("\n")
 
 
@@ -258,7 +280,7 @@ _LEAVES: dict[Metrics, str] = {
 _STARTER = """\
 # What may be done with this organisation's data, by whoever asks. Check it with: discreet policy check FILE
 # Whatever is outside is refused; a file that cannot be read permits nothing.
-version = 1                    # of this file's layout
+version = 2                    # of this file's layout
 OWNER
 
 [data]
@@ -279,10 +301,14 @@ min_noise_multiplier = 0.5     # noise of a step, in units of the bound on what 
 max_grad_norm = 2.0            # the largest such bound
 max_steps_per_round = 100
 min_cohort = 1                 # clients in a round
-models = ["cnn", "cnn-opacus", "transformer"]
+models = ["cnn", "cnn-opacus", "mlp", "transformer"]
 metrics = "none"               # figures on the data that may leave: none, noisy or clear
 code = []                      # SHA-256 digests of the client code that may run; empty: any
-witness = ""                   # who must cosign; empty: nobody
+bundles = []                   # SHA-256 digests of bundles that may come with a run; empty: Discreet's, without code
+witness = ""                   # name of the witness who must cosign the ledger; empty: nobody
+witness_down = "refuse"        # when the witness does not answer: wait or refuse
+approval = false               # true: a person approves each run by hand (discreet runs, approve, refuse)
+without_privacy = false        # true: runs of unit "none" may train, for data that are public anyway
 """
 
 

@@ -60,7 +60,23 @@ def objections(policy: Policy, proposal: Proposal) -> tuple[str, ...]:
         A value at its limit is inside.
         What the accountant cannot count is outside.
     """
-    rules = (*_on_privacy(policy, proposal), *_on_the_run(policy, proposal), *_on_epsilon(policy, proposal))
+    return _broken((*_on_privacy(policy, proposal), *_on_the_run(policy, proposal), *_on_epsilon(policy, proposal)))
+
+
+def objections_without_privacy(
+    policy: Policy, *, unit: str, model: str, cohort: int, metrics: Metrics, code: str
+) -> tuple[str, ...]:
+    """Return every reason why a run that protects no record is outside a policy; empty if it is inside.
+
+    Only unit `none` may be allowed, where the data are public anyway: what protects whole clients is made elsewhere.
+    """
+    is_allowed = policy.limits.without_privacy and unit == "none"
+    expected = f"{policy.unit}, or with limits.without_privacy none"
+    run = _of_the_run(policy, model=model, cohort=cohort, metrics=metrics, code=code)
+    return _broken(((is_allowed, "unit", expected, unit), *run))
+
+
+def _broken(rules: tuple[Rule, ...]) -> tuple[str, ...]:
     return tuple(f"{name}: expected {expected}, got {got}" for holds, name, expected, got in rules if not holds)
 
 
@@ -83,17 +99,22 @@ def _on_privacy(policy: Policy, proposal: Proposal) -> tuple[Rule, ...]:
 
 def _on_the_run(policy: Policy, proposal: Proposal) -> tuple[Rule, ...]:
     """What must hold of the run around it."""
-    limits, model, code = policy.limits, proposal.model, proposal.code
     is_counted = proposal.metrics != "noisy" or proposal.metrics_event is not None
-    is_closed = OPENNESS.index(proposal.metrics) <= OPENNESS.index(limits.metrics)
-    nobody = "nobody: this version cannot ask a witness yet; remove limits.witness to go without"
+    run = _of_the_run(
+        policy, model=proposal.model, cohort=proposal.cohort, metrics=proposal.metrics, code=proposal.code
+    )
+    return (*run, (is_counted, "metrics_event", "what the noised metrics cost", "none"))
+
+
+def _of_the_run(policy: Policy, *, model: str, cohort: int, metrics: Metrics, code: str) -> tuple[Rule, ...]:
+    """What must hold of every run, private or not."""
+    limits = policy.limits
+    is_closed = OPENNESS.index(metrics) <= OPENNESS.index(limits.metrics)
     return (
         (model in limits.models, "model", f"one of {', '.join(limits.models)}", repr(model)),
-        (proposal.cohort >= limits.min_cohort, "cohort", f"at least {limits.min_cohort}", proposal.cohort),
-        (is_closed, "metrics", f"{limits.metrics!r} or less open", repr(proposal.metrics)),
-        (is_counted, "metrics_event", "what the noised metrics cost", "none"),
+        (cohort >= limits.min_cohort, "cohort", f"at least {limits.min_cohort}", cohort),
+        (is_closed, "metrics", f"{limits.metrics!r} or less open", repr(metrics)),
         (not limits.code or code in limits.code, "code", "one of the digests in limits.code", repr(code)),
-        (not limits.witness, "witness", f"{limits.witness!r} to cosign", nobody),
     )
 
 

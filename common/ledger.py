@@ -12,6 +12,7 @@ other processes have written, under the file's lock: two processes cannot both s
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from common.privacy.events import History
 from common.transparency import database, drafts
 from common.transparency.books import Account, Books
 from common.transparency.drafts import Charge
-from common.transparency.entries import PLAN_ROUND, Audit, Terms
-from common.transparency.log import Log, Write
+from common.transparency.entries import PLAN_ROUND, Audit, Decision, Terms
+from common.transparency.log import Extension, Log, Write
 
 MAX_REFUSALS = 1_000  # that are noted for one account
 
@@ -34,6 +35,10 @@ class Share:
 
     events: History
     wanted: int
+
+
+class _RehearsalEnd(Exception):  # noqa: N818 - no error
+    """Ends a transaction that was only tried."""
 
 
 class Ledger:
@@ -81,43 +86,39 @@ class Ledger:
             raise LedgerError(f"{self.path}: the ledger is empty: there is nothing to sign yet.")
         return note
 
+    def extension(self, old_size: int) -> Extension:
+        """Return the newest checkpoint, and the proof that it only adds to the first `old_size` entries.
+
+        RolledBackError when the ledger has fewer entries, LedgerError when it has none.
+        """
+        with self._log.reading():
+            return self._log.extension(old_size)
+
     def open_accounts(self, terms: Mapping[str, Terms]) -> None:
         """Open accounts that are not there yet; where the terms are others than before, note the change.
 
         Terms that allow less end the account's open runs: what they had reserved was decided under the old ones.
         """
         with self._log.writing() as write:
-            for name, wanted in terms.items():
-                known = self._log.books.accounts.get(name)
-                if known is None:
-                    write(drafts.opening(name, wanted, is_change=False))
-                elif known.terms[-1] != wanted:
-                    if wanted.budget < known.terms[-1].budget or wanted.delta < known.terms[-1].delta:
-                        for run in [run for run, one in known.runs.items() if not one.is_closed]:
-                            _close(write, name, known, run)
-                    write(drafts.opening(name, wanted, is_change=True))
+            self._open_accounts(write, terms)
 
     def begin_run(self, run: str, shares: Mapping[str, Share]) -> dict[str, Admission]:
         """Reserve a run on its accounts, as much of it as fits; return what was decided now.
 
         An account that has reserved for this run already is left as it is; LedgerError if the events are others.
         """
-        decided: dict[str, Admission] = {}
         with self._log.writing() as write:
-            for name, share in shares.items():
-                account = self._account(name)
-                if run in account.runs:
-                    if account.runs[run].events != share.events:
-                        raise LedgerError(f"{self.path}: run {run} has reserved other events on {name}.")
-                    continue
-                decided[name] = answer = admission(account, share.events, wanted=share.wanted)
-                whole = Charge(account=name, run=run, round=PLAN_ROUND, attempt=1, events=share.events)
-                if answer.participations:
-                    policy = account.terms[-1].policy
-                    write(drafts.reserve(whole, policy=policy, participations=answer.participations))
-                else:
-                    self._note_refusal(write, whole, Refusal.BUDGET_SPENT)
-        return decided
+            return self._begin_run(write, run, shares)
+
+    def foreseen(self, terms: Mapping[str, Terms], charge: Charge, *, wanted: int) -> Refusal | None:
+        """Return what opening the accounts, beginning the run and this order would come to, and write nothing."""
+        answer = None
+        with suppress(_RehearsalEnd), self._log.writing() as write:
+            self._open_accounts(write, terms)
+            self._begin_run(write, charge.run, {charge.account: Share(events=charge.events, wanted=wanted)})
+            answer = self._refusal(charge)
+            raise _RehearsalEnd  # the transaction is rolled back
+        return answer
 
     def reserve(self, charges: Sequence[Charge]) -> list[Refusal | None]:
         """Charge what was admitted, all in one durable write; for each charge None, or why not."""
@@ -165,6 +166,39 @@ class Ledger:
                     sequence=sequence, time_ms=time_ms, account=account, run=run, findings=findings
                 )
             )
+
+    def decided(self, account: str, run: str, *, decision: Decision, by: str, purpose: str, scenario: str) -> None:
+        """Note what a person decided on a run, of which the scenario's text has this SHA-256."""
+        with self._log.writing() as write:
+            write(drafts.approval(account, run, decision=decision, by=by, purpose=purpose, scenario=scenario))
+
+    def _open_accounts(self, write: Write, terms: Mapping[str, Terms]) -> None:
+        for name, wanted in terms.items():
+            known = self._log.books.accounts.get(name)
+            if known is None:
+                write(drafts.opening(name, wanted, is_change=False))
+            elif known.terms[-1] != wanted:
+                if wanted.budget < known.terms[-1].budget or wanted.delta < known.terms[-1].delta:
+                    for run in [run for run, one in known.runs.items() if not one.is_closed]:
+                        _close(write, name, known, run)
+                write(drafts.opening(name, wanted, is_change=True))
+
+    def _begin_run(self, write: Write, run: str, shares: Mapping[str, Share]) -> dict[str, Admission]:
+        decided: dict[str, Admission] = {}
+        for name, share in shares.items():
+            account = self._account(name)
+            if run in account.runs:
+                if account.runs[run].events != share.events:
+                    raise LedgerError(f"{self.path}: run {run} has reserved other events on {name}.")
+                continue
+            decided[name] = answer = admission(account, share.events, wanted=share.wanted)
+            whole = Charge(account=name, run=run, round=PLAN_ROUND, attempt=1, events=share.events)
+            if answer.participations:
+                policy = account.terms[-1].policy
+                write(drafts.reserve(whole, policy=policy, participations=answer.participations))
+            else:
+                self._note_refusal(write, whole, Refusal.BUDGET_SPENT)
+        return decided
 
     def _is_over(self, charge: Charge) -> bool:
         run = self._account(charge.account).runs.get(charge.run)

@@ -49,7 +49,7 @@ server = {spare_rounds = 1}
 privacy = {epsilon = 8.0}
 """
 POLICY = f"""
-version = 1
+version = 2
 owner = "St Mary's"
 data = {{lineage = "digits", version = "1", records = {RECORDS}, unit = "record"}}
 budget = {{adjacency = "zero-out", delta = 1e-5, epsilon = 20.0}}

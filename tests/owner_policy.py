@@ -8,7 +8,7 @@ import tomli_w
 RECORDS = 40
 
 _POLICY = f"""
-version = 1
+version = 2
 owner = "St Mary"
 
 [data]

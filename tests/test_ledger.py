@@ -335,6 +335,15 @@ def test_what_an_audit_found_is_noted(ledger):
     assert (found.run, dict(found.findings)) == ("r", {"verdict": "not refuted"})
 
 
+def test_what_a_person_decided_is_noted(ledger):
+    """By whom, for which purpose and of which scenario; the last decision comes last."""
+    for decision in ("approved", "refused"):
+        ledger.decided("a", "r", decision=decision, by="Dr Grey", purpose="a trial", scenario="ef" * 32)
+    first, last = ledger.books.accounts["a"].approvals
+    assert (first.decision, last.decision) == ("approved", "refused")
+    assert (last.run, last.by, last.purpose, last.scenario) == ("r", "Dr Grey", "a trial", "ef" * 32)
+
+
 # What is written
 
 

@@ -169,7 +169,6 @@ def test_a_scenario_that_has_no_plan_here_charges_nothing(place):
         ({"limits__min_cohort": 3}, "cohort: expected at least 3, got 2"),
         ({"limits__models": ["transformer"]}, "model: expected one of transformer, got 'cnn'"),
         ({"limits__code": ["0" * 64]}, "code: expected one of the digests in limits.code"),
-        ({"limits__witness": "w"}, "witness: expected 'w' to cosign"),
         ({"budget__epsilon_per_run": 7.9}, "epsilon: expected at most 7.9 a run, got 7.99"),
         ({"data__unit": None, "data__unit_column": "patient"}, "unit: expected person by column 'patient', got record"),
     ],

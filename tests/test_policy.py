@@ -31,12 +31,12 @@ from client.policy import (
 from client.proposals import Proposal
 from client.proposals import objections as objections_to
 from common.errors import BadInputError, PolicyError
-from common.model_tables import Cnn, CnnOpacus, Transformer
+from common.model_tables import Cnn, CnnOpacus, Mlp, Transformer
 from common.privacy.accounting import epsilon
 from common.privacy.events import Adjacency, SampledGaussian
 
 POLICY = """
-version = 1
+version = 2
 owner = "St Mary's Hospital"
 [data]
 lineage = "cardiology"
@@ -88,7 +88,7 @@ def with_event(**changes: Any) -> Proposal:
 def test_a_policy_says_what_its_file_says():
     """Each value of the file is there after reading."""
     policy = parse(POLICY)
-    assert (policy.version, policy.owner) == (1, "St Mary's Hospital")
+    assert (policy.version, policy.owner) == (2, "St Mary's Hospital")
     assert (policy.data.lineage, policy.data.version, policy.data.records) == ("cardiology", "2024-11", 6000)
     assert (policy.budget.adjacency, policy.budget.delta, policy.budget.epsilon) == ("zero-out", 1e-6, 8.0)
     assert policy.limits.min_noise_multiplier == 0.5
@@ -99,14 +99,16 @@ def test_every_default_is_filled_in():
     """One run may spend the lifetime's epsilon, every known model is allowed, no metrics leave."""
     policy = parse(POLICY)
     assert policy.budget.epsilon_per_run == 8.0
-    assert policy.limits.models == ("cnn", "cnn-opacus", "transformer")
+    assert policy.limits.models == ("cnn", "cnn-opacus", "mlp", "transformer")
     assert (policy.limits.min_cohort, policy.limits.metrics) == (1, "none")
-    assert (policy.limits.code, policy.limits.witness) == ((), "")
+    assert (policy.limits.code, policy.limits.bundles, policy.limits.witness) == ((), (), "")
+    assert policy.limits.witness_down == "refuse"
+    assert (policy.limits.approval, policy.limits.without_privacy) == (False, False)
 
 
 def test_the_known_models_are_those_of_a_scenario():
     """A policy can name each model that a scenario can, and no other."""
-    names = [get_args(table.model_fields["name"].annotation)[0] for table in (Cnn, CnnOpacus, Transformer)]
+    names = [get_args(table.model_fields["name"].annotation)[0] for table in (Cnn, CnnOpacus, Mlp, Transformer)]
     assert list(get_args(ModelName)) == names
 
 
@@ -127,7 +129,12 @@ def test_the_unit_is_a_record_or_a_person():
         ("data.lineage", "a" * 64),
         ("owner", "é" * 200),
         ("limits.code", [DIGEST]),
-        ("limits.witness", "w" * 200),
+        ("limits.bundles", [DIGEST]),
+        ("limits.witness", "w" * 64),
+        ("limits.witness", ""),
+        ("limits.witness_down", "wait"),
+        ("limits.approval", True),
+        ("limits.without_privacy", True),
     ],
 )
 def test_a_value_at_its_edge_is_read(key, value):
@@ -149,7 +156,7 @@ BAD = [
     ({"data.zzz": 1}, "data.zzz: unknown key; known keys are lineage, records, unit, unit_column, version"),
     ({"budget.epsilom": 1.0}, "budget.epsilom: unknown key; did you mean budget.epsilon"),
     ({"limits.min_noise": 1.0}, "limits.min_noise: unknown key; did you mean limits.min_noise_multiplier"),
-    ({"limits.approve": True}, "limits.approve: unknown key; known keys are"),
+    ({"limits.approve": True}, "limits.approve: unknown key; did you mean limits.approval"),
     # missing
     *(({key: ABSENT}, f"{key}: expected a value, got none; add it.") for key in (
         "owner", "data", "budget", "limits", "data.lineage", "data.version", "data.records", "budget.adjacency",
@@ -176,7 +183,8 @@ BAD = [
     ({"data.version": 2024}, "data.version: expected a valid string, got 2024."),
     ({"data.unit_column": "", "data.unit": ABSENT}, "data.unit_column: expected a text, got ''."),
     ({"data.unit_column": "a\0b", "data.unit": ABSENT}, f"data.unit_column: {LINE} 'a\\x00b'."),
-    ({"limits.witness": "a\nb"}, f"limits.witness: {LINE} 'a\\nb'."),
+    ({"limits.witness": "a\nb"}, "limits.witness: expected a name as in the roster, or nothing, got 'a\\nb'."),
+    ({"limits.witness": "w" * 65}, "limits.witness: expected a name as in the roster, or nothing, got 'www"),
     ({"limits.witness": False}, "limits.witness: expected a valid string, got False."),
     # choices
     ({"data.unit": "person"}, "data.unit: expected 'record', or for persons their column as unit_column instead"),
@@ -185,7 +193,7 @@ BAD = [
     ({"data.unit": ABSENT}, "data.unit: expected unit = 'record' or a unit_column, got neither; give one of them."),
     ({"budget.adjacency": "add-remove"}, "budget.adjacency: expected 'zero-out', got 'add-remove'."),
     ({"limits.metrics": "all"}, "limits.metrics: expected 'none', 'noisy' or 'clear', got 'all'."),
-    ({"limits.models": ["resnet"]}, "limits.models.0: expected 'cnn', 'cnn-opacus' or 'transformer', got 'resnet'."),
+    ({"limits.models": ["resnet"]}, "limits.models.0: expected 'cnn', 'cnn-opacus', 'mlp' or 'transformer', got 'res"),
     ({"limits.models": []}, "limits.models: expected at least one model, got none; remove the key to allow all."),
     ({"limits.models": "cnn"}, "limits.models: expected a list, got 'cnn'."),
     ({"limits.code": [DIGEST, "abc"]}, f"limits.code.1: {HEX} 'abc'."),
@@ -218,11 +226,12 @@ BAD = [
     ({"limits.min_cohort": 0}, "limits.min_cohort: expected greater than 0, got 0."),
     ({"limits.min_cohort": False}, "limits.min_cohort: expected a valid integer, got False."),
     # the layout's version
-    ({"version": ABSENT}, "version: expected 1, got none. Put `version = 1` at the head."),
-    ({"version": 0}, "version: expected 1, got 0. Put"),
-    ({"version": True}, "version: expected 1, got True. Put"),
-    ({"version": 1.0}, "version: expected 1, got 1.0. Put"),
-    ({"version": "2"}, "version: expected 1, got '2'. Put"),
+    ({"version": ABSENT}, "version: expected 2, got none. Put `version = 2` at the head."),
+    ({"version": 1}, "version: expected 2, got 1. Put `version = 2` at the head."),
+    ({"version": 0}, "version: expected 2, got 0. Put"),
+    ({"version": True}, "version: expected 2, got True. Put"),
+    ({"version": 1.0}, "version: expected 2, got 1.0. Put"),
+    ({"version": "2"}, "version: expected 2, got '2'. Put"),
 ]  # fmt: skip
 
 
@@ -249,8 +258,8 @@ def test_a_default_that_follows_from_a_bad_value_is_no_second_problem():
 @pytest.mark.parametrize("extra", ["", "unheard_of = 3\n"])
 def test_a_policy_of_a_newer_version_is_refused_whole(extra):
     """Nothing of a newer layout is guessed at: the answer is to upgrade, whatever else the file says."""
-    with pytest.raises(PolicyError, match=r"^policy: version: expected 1, got 2\. .*newer Discreet.*upgrade Discreet"):
-        parse(extra + POLICY.replace("version = 1", "version = 2"))
+    with pytest.raises(PolicyError, match=r"^policy: version: expected 2, got 3\. .*newer Discreet.*upgrade Discreet"):
+        parse(extra + POLICY.replace("version = 2", "version = 3"))
 
 
 def test_bad_input_is_a_mistake_of_the_user():
@@ -273,7 +282,7 @@ def test_what_is_no_toml_is_refused(text):
 
 def test_an_empty_file_permits_nothing():
     """A file without a line is refused for its missing version."""
-    with pytest.raises(PolicyError, match=r"^policy: version: expected 1, got none"):
+    with pytest.raises(PolicyError, match=r"^policy: version: expected 2, got none"):
         parse("")
 
 
@@ -362,7 +371,7 @@ def test_the_digest_is_the_hash_of_the_canonical_form():
 
 def test_the_digest_of_a_known_policy_never_changes():
     """Ledgers hold this value: a change of what is hashed needs a new version of the layout."""
-    assert parse(POLICY).digest == "00ccf3e98b5bcdfcb06d95f1d9174254ed669a1e347595834a06eee6d36ee2b6"
+    assert parse(POLICY).digest == "f752ab6963abf696b8a5b03782d25cc86aeca6276bd0bea1c9a6e55fa33d379e"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +382,7 @@ def test_the_digest_of_a_known_policy_never_changes():
         POLICY.replace("1e-6", "0.000001").replace("8.0", "8").replace("6000", "6_000"),
         POLICY.replace("[limits]", "epsilon_per_run = 8.0\n[limits]"),
         POLICY + 'metrics = "none"\nwitness = ""\ncode = []\nmin_cohort = 1',
-        POLICY + 'models = ["transformer", "cnn", "cnn-opacus", "cnn"]',
+        POLICY + 'models = ["transformer", "mlp", "cnn", "cnn-opacus", "cnn"]',
         POLICY.replace('unit = "record"', "unit = 'record'"),
         text_with({}),
     ],
@@ -407,7 +416,11 @@ CHANGES: dict[str, Any] = {
     "limits.models": ["cnn", "transformer"],
     "limits.metrics": "noisy",
     "limits.code": [DIGEST],
+    "limits.bundles": [DIGEST],
     "limits.witness": "w",
+    "limits.witness_down": "wait",
+    "limits.approval": True,
+    "limits.without_privacy": True,
 }
 
 
@@ -459,6 +472,12 @@ def test_a_proposal_at_every_limit_is_accepted():
     assert objections_to(variant(at_the_edge), PROPOSAL) == ()
 
 
+def test_what_others_must_do_is_no_matter_of_the_proposal():
+    """Who must cosign or approve is asked elsewhere: a proposal can neither meet nor miss it."""
+    others = {"limits.witness": "notary", "limits.approval": True, "limits.bundles": [DIGEST]}
+    assert objections_to(variant(others), PROPOSAL) == ()
+
+
 @pytest.mark.parametrize("allowed", OPENNESS)
 def test_metrics_as_open_as_allowed_or_less_are_accepted(allowed):
     """What is allowed includes what is more closed."""
@@ -467,10 +486,6 @@ def test_metrics_as_open_as_allowed_or_less_are_accepted(allowed):
         assert objections_to(variant({"limits.metrics": allowed}), proposal) == ()
 
 
-NOT_COSIGNED = (
-    "witness: expected 'notary' to cosign, got nobody: this version cannot ask a witness yet; remove limits.witness "
-    "to go without"
-)
 ALONE = [
     ({"limits.min_noise_multiplier": 1.5}, {}, "noise_multiplier: expected at least 1.5, got 1.0"),
     ({"limits.max_grad_norm": math.nextafter(1, 0)}, {}, "max_grad_norm: expected at most 0.9999999999999999, got 1.0"),
@@ -479,7 +494,7 @@ ALONE = [
     ({}, {"unit_column": "patient_id"}, "unit: expected record, got record by column 'patient_id'"),
     ({"data.records": 6001}, {}, "sampling_rate: expected a whole number over the 6001 declared records, got 1/100"),
     ({"limits.models": ["transformer"]}, {}, "model: expected one of transformer, got 'cnn'"),
-    ({}, {"model": "x\ny"}, "model: expected one of cnn, cnn-opacus, transformer, got 'x\\ny'"),
+    ({}, {"model": "x\ny"}, "model: expected one of cnn, cnn-opacus, mlp, transformer, got 'x\\ny'"),
     ({"limits.min_cohort": 11}, {}, "cohort: expected at least 11, got 10"),
     (
         {}, {"metrics": "noisy", "metrics_event": NOISED}, "metrics: expected 'none' or less open, got 'noisy'",
@@ -487,7 +502,6 @@ ALONE = [
     ({"limits.metrics": "noisy"}, {"metrics": "clear"}, "metrics: expected 'noisy' or less open, got 'clear'"),
     ({"limits.code": ["0" * 64]}, {}, f"code: expected one of the digests in limits.code, got '{DIGEST}'"),
     ({"limits.code": ["0" * 64]}, {"code": ""}, "code: expected one of the digests in limits.code, got ''"),
-    ({"limits.witness": "notary"}, {}, NOT_COSIGNED),
 ]  # fmt: skip
 
 
@@ -605,7 +619,7 @@ def test_every_reason_is_given():
     """A proposal that is outside in all points meets all objections."""
     policy = variant({
         "limits.min_noise_multiplier": 2.0, "limits.max_steps_per_round": 1, "limits.max_grad_norm": 0.5,
-        "limits.min_cohort": 100, "limits.models": ["transformer"], "limits.code": ["0" * 64], "limits.witness": "w",
+        "limits.min_cohort": 100, "limits.models": ["transformer"], "limits.code": ["0" * 64],
         "data.records": 7, "budget.epsilon": 0.1,
     })  # fmt: skip
     event = Exchanged(noise_multiplier=1.0, sampling_rate=Fraction(1, 100), steps=40, unit="client")
@@ -613,7 +627,7 @@ def test_every_reason_is_given():
     names = [objection.partition(":")[0] for objection in objections_to(policy, outside)]
     assert names == [
         "unit", "adjacency", "sampling_rate", "noise_multiplier", "max_grad_norm", "steps",
-        "model", "cohort", "metrics", "metrics_event", "code", "witness", "epsilon",
+        "model", "cohort", "metrics", "code", "metrics_event", "epsilon",
     ]  # fmt: skip
 
 
@@ -695,24 +709,28 @@ def test_a_policy_is_told_in_words():
         "In one run: epsilon at most 4.0, so that 50 % becomes at most 98.21 %.",  # 0.98201, rounded up
         "noise of at least 0.5 times the bound on what one record adds",
         "at most 100 steps a round",
-        "Clients in a round: at least 1. Models: cnn, cnn-opacus, transformer. Client code: any.",
+        "Clients in a round: at least 1. Models: cnn, cnn-opacus, mlp, transformer. Client code: any.",
+        "Bundles: Discreet's own, without code.",
         "No metrics on the data leave. Who must cosign: nobody.",
+        "Approval of runs: none is asked for. Runs of unit 'none' are refused.",
     ):
         assert part in words
 
 
 def test_what_is_dangerous_is_said_in_words():
-    """Clear metrics, a witness that cannot be asked, and odds that are as good as certain are not glossed over."""
+    """Clear metrics, a witness that stops runs, no privacy at all, and near certain odds are not glossed over."""
     words = " ".join(
         in_words(variant(BY_PERSON | {
             "limits.metrics": "clear", "limits.witness": "notary", "limits.code": [DIGEST], "budget.epsilon": 20.0,
+            "limits.without_privacy": True,
         }))
     )  # fmt: skip
     for part in (
         "one person with all its records (column 'patient_id')",
         "becomes at most more than 99.99 % sure",
         "WITHOUT noise",
-        "'notary', whom this version cannot ask: every run is refused",
+        "Who must cosign: 'notary'; when it does not answer, that means no.",
+        "Runs of unit 'none' may train WITHOUT privacy: no epsilon covers them.",
         "Client code: 1 named by digest",
     ):
         assert part in words

@@ -101,7 +101,8 @@ def test_refusals_are_a_fixed_vocabulary():
     """What a client says instead of a report is one word out of these, and holds no data."""
     assert {refusal.value for refusal in Refusal} == {
         "not-in-plan", "outside-policy", "budget-spent", "already-trained", "not-recorded", "malformed", "data-unfit",
-        "model-unfit", "failed", "worker-died", "no-answer",
+        "model-unfit", "failed", "worker-died", "timed-out", "no-answer", "forged", "bundle-refused", "awaits-approval",
+        "refused-by-owner", "not-witnessed",
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from common.privacy.events import History, Unit
-from common.transparency.entries import PLAN_ROUND, Audit, Entry, Opening, Refuse, Reserve, Settle, Terms
+from common.transparency.entries import PLAN_ROUND, Approval, Audit, Entry, Opening, Refuse, Reserve, Settle, Terms
 
 OrderKey = tuple[int, int]  # round, attempt
 
@@ -48,6 +48,7 @@ class Account:
     runs: dict[str, Run] = field(default_factory=dict)
     refusals: list[Refuse] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)
+    approvals: list[Approval] = field(default_factory=list)
     terms_at_last_charge: Terms | None = None
 
     def spent(self) -> History:
@@ -102,6 +103,8 @@ class Books:
                 self._account(entry).refusals.append(entry)
             case Audit():
                 self._account(entry).audits.append(entry)
+            case Approval():
+                self._account(entry).approvals.append(entry)
         self.size, self.time_ms = entry.sequence + 1, entry.time_ms
 
     def _open(self, entry: Opening) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.privacy.events import History
-from common.transparency.entries import PLAN_ROUND, Entry, Opening, Refuse, Reserve, Settle, Terms
+from common.transparency.entries import PLAN_ROUND, Approval, Decision, Entry, Opening, Refuse, Reserve, Settle, Terms
 from common.transparency.provenance import provenance
 
 Draft = Callable[[int, int], Entry]  # from sequence and time
@@ -65,4 +65,12 @@ def refuse(charge: Charge, word: str) -> Draft:
     return lambda sequence, time_ms: Refuse(
         sequence=sequence, time_ms=time_ms, account=charge.account, run=charge.run, round=charge.round,
         attempt=charge.attempt, word=word,
+    )  # fmt: skip
+
+
+def approval(account: str, run: str, *, decision: Decision, by: str, purpose: str, scenario: str) -> Draft:
+    """Draft an APPROVAL."""
+    return lambda sequence, time_ms: Approval(
+        sequence=sequence, time_ms=time_ms, account=account, run=run, decision=decision, by=by, purpose=purpose,
+        scenario=scenario,
     )  # fmt: skip

@@ -8,6 +8,7 @@
     EXPIRE          an order of which nothing more was heard: it stays charged in full
     REFUSE          an order or a run that was turned down, and the word that left
     AUDIT           what an attack on the run found
+    APPROVAL        what a person decided on a run: by whom, for which purpose, of which scenario
 
 A stored field is never removed and never changes its meaning. An entry that is not exactly one of these is refused.
 Long, since each type has its record, its writer and its reader, which change together.
@@ -15,13 +16,14 @@ Long, since each type has its record, its writer and its reader, which change to
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from common import checks
 from common.privacy.events import Adjacency, Event, History, Unit, from_json
 from common.transparency import canonical
 
 Settlement = Literal["COMMIT", "EXPIRE"]
+Decision = Literal["approved", "refused"]
 
 PLAN_ROUND = 0
 _TEXT_LIMIT = 500
@@ -131,7 +133,28 @@ class Audit:
     findings: Mapping[str, str]
 
 
-Entry = Opening | Reserve | Settle | Refuse | Audit
+@dataclass(frozen=True, kw_only=True)
+class Approval:
+    """APPROVAL: what a person decided on a run; the last decision counts.
+
+    Args:
+        decision: whether the run may train.
+        by: who decided.
+        purpose: what the run said it is for; it may be empty.
+        scenario: SHA-256 of the scenario's text, in hexadecimal: what the decision is about, and no other.
+    """
+
+    sequence: int
+    time_ms: int
+    account: str
+    run: str
+    decision: Decision
+    by: str
+    purpose: str
+    scenario: str
+
+
+Entry = Opening | Reserve | Settle | Refuse | Audit | Approval
 
 
 def to_bytes(entry: Entry) -> bytes:
@@ -169,7 +192,7 @@ def type_of(entry: Entry) -> str:
             return "POLICY_CHANGE" if entry.is_change else "GENESIS"
         case Settle():
             return entry.type
-    return {Reserve: "RESERVE", Refuse: "REFUSE", Audit: "AUDIT"}[type(entry)]
+    return {Reserve: "RESERVE", Refuse: "REFUSE", Audit: "AUDIT", Approval: "APPROVAL"}[type(entry)]
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
@@ -184,6 +207,9 @@ def _plain(entry: Entry) -> dict[str, Any]:
             return head | {"terms": _plain_terms(entry.terms)}
         case Audit():
             return head | {"run": entry.run, "findings": dict(entry.findings)}
+        case Approval():
+            said = {"decision": entry.decision, "by": entry.by, "purpose": entry.purpose, "scenario": entry.scenario}
+            return head | {"run": entry.run} | said
     order = head | {"run": entry.run, "round": entry.round, "attempt": entry.attempt}
     match entry:
         case Reserve():
@@ -227,6 +253,14 @@ def _read(kind: object, fields: dict[str, Any]) -> Entry:
     place["run"] = _text(fields, "run")
     if kind == "AUDIT":
         return Audit(**place, findings=_texts(fields, "findings"))
+    if kind == "APPROVAL":
+        return Approval(
+            **place,
+            decision=_decision(fields),
+            by=_text(fields, "by"),
+            purpose=_text(fields, "purpose", least=0),
+            scenario=_text(fields, "scenario"),
+        )
     place |= {"round": _whole(fields, "round"), "attempt": _whole(fields, "attempt")}
     match kind:
         case "RESERVE":
@@ -282,11 +316,18 @@ def _whole(fields: dict[str, Any], name: str) -> int:
     return value
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
+def _text(fields: dict[str, Any], name: str, *, least: int = 1) -> str:
     value = fields.pop(name)
-    if not isinstance(value, str) or not 0 < len(value) <= _TEXT_LIMIT:
-        raise ValueError(f"{name}: expected a text of 1 to {_TEXT_LIMIT} characters, got {value!r:.60}")
+    if not isinstance(value, str) or not least <= len(value) <= _TEXT_LIMIT:
+        raise ValueError(f"{name}: expected a text of {least} to {_TEXT_LIMIT} characters, got {value!r:.60}")
     return value
+
+
+def _decision(fields: dict[str, Any]) -> Decision:
+    decision = cast(Decision, _text(fields, "decision"))
+    if decision not in get_args(Decision):
+        raise ValueError(f"decision: expected approved or refused, got {decision!r:.60}")
+    return decision
 
 
 def _texts(fields: dict[str, Any], name: str) -> dict[str, str]:

@@ -8,19 +8,33 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import LedgerError
+from common.errors import LedgerError, RolledBackError
 from common.transparency import database
 from common.transparency.books import Books
 from common.transparency.drafts import Draft
 from common.transparency.entries import Entry, Refuse, Reserve, Settle, from_bytes, to_bytes, type_of
-from common.transparency.merkle import EMPTY, Frontier, consistency_proof, is_consistent, leaf_hash
+from common.transparency.merkle import EMPTY, Frontier, Hash, Proof, consistency_proof, is_consistent, leaf_hash
 from common.transparency.notes import Checkpoint, verify
 
 SLEW_MS = 2_000  # a clock that was set back by no more than this is taken to stand still
 
 Write = Callable[[Draft], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """What a log has become, for those who have seen its beginning.
+
+    Args:
+        note: its newest signed checkpoint.
+        proof: that it begins with what was seen (RFC 6962).
+    """
+
+    note: str
+    proof: Proof
 
 
 class Log:
@@ -56,6 +70,18 @@ class Log:
         """Return the newest signed checkpoint, or None before the first entry."""
         row = self._db.execute("SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1").fetchone()
         return None if row is None else str(row[0])
+
+    def extension(self, old_size: int) -> Extension:
+        """Return the newest checkpoint and the proof that it extends one of `old_size` entries, within `reading`."""
+        note, leaves = self.newest(), self._leaves()
+        if old_size > len(leaves):
+            raise RolledBackError(
+                f"{self.path}: it has {len(leaves)} entries and was seen with {old_size}: this is an older copy. "
+                f"Nothing was trained; bring the newest one back."
+            )
+        if note is None:
+            raise LedgerError(f"{self.path}: the ledger is empty: there is nothing to sign yet.")
+        return Extension(note=note, proof=consistency_proof(leaves, old_size))
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -156,7 +182,7 @@ class Log:
             seen = verify(note, self.key)
         except ValueError as error:
             raise LedgerError(f"{self.path}: the checkpoint seen before is not of this ledger ({error}).") from error
-        leaves = [leaf_hash(body) for (body,) in self._db.execute("SELECT body FROM entries ORDER BY sequence")]
+        leaves = self._leaves()
         if seen.size > len(leaves):
             raise LedgerError(
                 f"{self.path}: it has {len(leaves)} entries and was seen with {seen.size}: this is an older copy. "
@@ -168,6 +194,9 @@ class Log:
                 f"{self.path}: its first {seen.size} entries are not those seen before: the ledger was forked. Nothing "
                 f"was trained; find out which copy is the owner's."
             )
+
+    def _leaves(self) -> list[Hash]:
+        return [leaf_hash(body) for (body,) in self._db.execute("SELECT body FROM entries ORDER BY sequence")]
 
     def _now_ms(self) -> int:
         now_ms, last_ms = time.time_ns() // 1_000_000, self.books.time_ms

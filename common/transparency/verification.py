@@ -70,11 +70,28 @@ def verify(
         )
     # 2. It continues what was seen before.
     if extends is not None:
-        _continues(statement, extends)
+        refuse_unless_continues(statement, extends)
     # 3. What each account spent is within what its owner allowed.
     with _counting():
         for balance in balances(statement, watch=watch):
             _within_budget(statement.books.accounts[balance.account], balance)
+
+
+def refuse_unless_continues(statement: Statement, note: str) -> None:
+    """Raise LedgerError unless a whole ledger begins with what an earlier checkpoint's note says."""
+    try:
+        seen = verify_note(note, statement.key)
+    except ValueError as error:
+        raise LedgerError(f"The earlier checkpoint is not of this ledger: {error}.") from error
+    size = statement.checkpoint.size
+    if seen.size > size:
+        raise LedgerError(
+            f"The ledger has {size} entries and was seen with {seen.size}: it was rolled back to an older copy."
+        )
+    proof = consistency_proof(statement.leaves, seen.size)
+    root = statement.checkpoint.root
+    if not is_consistent(old_size=seen.size, old_root=seen.root, size=size, root=root, proof=proof):
+        raise LedgerError(f"The first {seen.size} entries are not those that were seen before: the ledger was forked.")
 
 
 def balances(statement: Statement, *, watch: Watch | None = None) -> list[Balance]:
@@ -121,22 +138,6 @@ def _balance(name: str, account: Account, verdict: Verdict) -> Balance:
         runs=sum(run.charged > 0 for run in account.runs.values()),
         left=max(terms.budget - (by_filter(account.held()) or 0.0), 0.0),
     )
-
-
-def _continues(statement: Statement, note: str) -> None:
-    try:
-        seen = verify_note(note, statement.key)
-    except ValueError as error:
-        raise LedgerError(f"The earlier checkpoint is not of this ledger: {error}.") from error
-    size = statement.checkpoint.size
-    if seen.size > size:
-        raise LedgerError(
-            f"The ledger has {size} entries and was seen with {seen.size}: it was rolled back to an older copy."
-        )
-    proof = consistency_proof(statement.leaves, seen.size)
-    root = statement.checkpoint.root
-    if not is_consistent(old_size=seen.size, old_root=seen.root, size=size, root=root, proof=proof):
-        raise LedgerError(f"The first {seen.size} entries are not those that were seen before: the ledger was forked.")
 
 
 def _within_budget(account: Account, balance: Balance) -> None:
