@@ -10,6 +10,10 @@ from typing import Annotated
 
 import typer
 
+from client.commands import identity, node, witnessed
+from server.commands import consortium as consortium_verbs
+from server.commands import link, runs, witness
+
 app = typer.Typer(
     name="discreet",
     help="Federated learning whose privacy budget lives where the data lives.",
@@ -98,18 +102,33 @@ def plan(
         bool, typer.Option("--trade-off", help="Compare more and fewer rounds, more and less noise.")
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw that too: a file .svg, .png or .pdf.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="For an owner: what the run would cost it under this policy, and its answer.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a scenario will spend, and what is wrong with it, before anything runs.
 
-    SCENARIO is a TOML file; `discreet init` writes one. Nothing is trained and no ledger is changed.
+    SCENARIO is a TOML file; `discreet init` writes one. Nothing is trained and no ledger is changed. With --policy, and
+    --ledger for the past, it answers an owner: which epsilon, what is left, every objection, yes or no.
     """
+    if policy is not None and (check or trials or trade_off or plot):
+        raise typer.BadParameter("--policy answers one owner: leave out --check, --trials, --trade-off and --plot.")
     from common.config import load
+
+    given = load(scenario, overrides or ())
+    if policy is not None:
+        from client import proposal_report
+
+        answer = proposal_report.report(given, policy=policy, ledger=ledger)
+        if as_json:
+            typer.echo(json.dumps(answer))
+        else:
+            proposal_report.show(answer)
+        return
     from simulations import planning
 
-    report = planning.report(
-        load(scenario, overrides or ()), check=check, ledger=ledger, trials=trials, trade_off=trade_off, plot=plot
-    )
+    report = planning.report(given, check=check, ledger=ledger, trials=trials, trade_off=trade_off, plot=plot)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -285,6 +304,72 @@ def policy_init(owner: Annotated[str, typer.Option(help="Who owns the data.")]) 
     from client import policy
 
     typer.echo(policy.starter(owner), nl=False)
+
+
+ConsortiumFolder = Annotated[Path, typer.Option(help="The consortium's folder, whose link runs on this machine.")]
+
+
+@app.command(epilog="Example: discreet run scenario.toml --consortium consortium --set 'run.purpose=Early diagnosis'")
+def run(
+    scenario: Annotated[Path | None, typer.Argument(help="The scenario, a TOML file; left out with --resume.")] = None,
+    overrides: Overrides = None,
+    consortium: ConsortiumFolder = Path("consortium"),
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME-DATE.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Continue the run of this folder.")] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for organisations to answer or approve.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Train across the organisations of a consortium.
+
+    SCENARIO is a TOML file whose run.purpose says what the run is for. Exit code 1: the run failed, or every
+    organisation refused.
+    """
+    if (scenario is None) == (resume is None) or (resume is not None and (out or overrides)):
+        raise typer.BadParameter("Name a scenario, or with --resume the folder of a run and nothing else of it.")
+    from common.config import load
+    from server.coordinator import deployment, outcome
+    from simulations import datasets, progress
+    from simulations.trials import summary
+
+    given = load(scenario, overrides or ()) if scenario is not None else deployment.scenario_in(resume or Path())
+    test = datasets.public_test(given)
+    with progress.watcher() as watcher:
+        coordinator = deployment.Coordinator(folder=consortium, watcher=watcher, wait_s=wait)
+        if resume is not None:
+            result = deployment.resume(coordinator, resume, test=test)
+        else:
+            result = deployment.run(coordinator, given, test=test, out=out)
+    if as_json:
+        typer.echo(json.dumps(result.to_json()))
+    else:
+        summary.show_run(result)
+    outcome.refuse_unsuccessful(result)
+
+
+@app.command(epilog="Example: discreet trial simulations/scenarios/digits.toml --organisations 3 --set run.rounds=3")
+def trial(
+    scenario: ScenarioFile,
+    organisations: Annotated[int, typer.Option(min=1, max=20, help="How many organisations take part.")] = 3,
+    overrides: Overrides = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep everything in this new folder, to look at.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a deployment on this machine: a link, a witness and organisations as real processes on loopback.
+
+    A consortium is made in a temporary folder, a run of SCENARIO goes through it, and all of it is taken down.
+    """
+    from simulations.trials import summary
+    from simulations.trials import trial as trials
+
+    result = trials.hold(scenario, organisations, overrides=overrides or (), keep=keep)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        summary.show(result)
+
+
+for verbs in (consortium_verbs, identity, link, node, runs, witness, witnessed):  # each room has its own
+    verbs.mount(app)
 
 
 def main() -> None:

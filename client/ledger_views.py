@@ -150,6 +150,8 @@ def _last(statement: Statement, count: int) -> list[dict[str, Any]]:
             "run": getattr(entry, "run", None),
             "round": getattr(entry, "round", None),
             "word": getattr(entry, "word", None),
+            "decision": getattr(entry, "decision", None),
+            "by": getattr(entry, "by", None),
         }
         for entry in statement.entries[-count:]
     ]
@@ -165,9 +167,11 @@ def in_words(account: Mapping[str, Any]) -> str:
 
 def _entry_in_words(entry: Mapping[str, Any]) -> str:
     when = datetime.fromtimestamp(entry["time_ms"] / 1000, UTC)
-    order = "" if entry["run"] is None else f" run {entry['run'][:8]}, round {entry['round']}"
+    number = "" if entry["round"] is None else f", round {entry['round']}"
+    order = "" if entry["run"] is None else f" run {entry['run'][:8]}{number}"
+    decided = "" if entry["decision"] is None else f" {entry['decision']} by {entry['by']}"
     head = f"{entry['sequence']:>7} {when:%Y-%m-%d %H:%M:%S} {entry['type']:<8} {entry['account']}"
-    return f"{head}{order} {entry['word'] or ''}".rstrip()
+    return f"{head}{order}{decided} {entry['word'] or ''}".rstrip()
 
 
 def _alike(accounts: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], list[str]]]:
@@ -198,6 +202,10 @@ def _account(statement: Statement, balance: Balance) -> dict[str, Any]:
         "left": balance.left,
         "policy_changes": len(account.terms) - 1,
         "refusals": len(account.refusals),
+        "approvals": [
+            {"run": one.run, "decision": one.decision, "by": one.by, "purpose": one.purpose, "scenario": one.scenario}
+            for one in account.approvals
+        ],
         "unsettled": sum(len(run.unsettled) for run in account.runs.values()),
         "check": _check(balance.verdict),
     }

@@ -4,14 +4,13 @@ Each check refuses one reply and names why; the round goes on with the others.
 """
 
 import math
-from functools import lru_cache
-from io import BytesIO
 
 import numpy as np
 
-from common.errors import DiscreetError
+from common.errors import DiscreetError, WireError
 from common.messages import FloatArray, Report
 from common.privacy.clipping import clip, l2_norm
+from common.raw_arrays import raw_floats, raw_size
 
 NORM_TOLERANCE = 1e-4  # rounding to float32; the sum clips again, in double precision
 CHECKED_TOGETHER = 1 << 16  # numbers, whose marks stay in the processor's cache
@@ -29,20 +28,10 @@ def raw_update(data: bytes, *, size: int) -> FloatArray:
         Only the very bytes that numpy writes for `size` float32 numbers in a row are read; no header of a sender's is
         ever parsed, so that none can name another shape, type or file format.
     """
-    header = _header(size)
-    if len(data) > len(header) + 4 * size:
-        raise ReplyRefusedError("wrong-size")
-    if len(data) != len(header) + 4 * size or not data.startswith(header):
-        raise ReplyRefusedError("malformed")
-    return np.frombuffer(data, np.dtype("<f4"), offset=len(header))
-
-
-@lru_cache(maxsize=8)
-def _header(size: int) -> bytes:
-    """What numpy writes before the numbers (NEP 1, version 1.0)."""
-    buffer = BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (size,)})
-    return buffer.getvalue()
+    try:
+        return raw_floats(data, size=size)
+    except WireError as error:
+        raise ReplyRefusedError("wrong-size" if len(data) > raw_size(size) else "malformed") from error
 
 
 def checked_update(

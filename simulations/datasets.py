@@ -65,6 +65,18 @@ def load(scenario: Scenario) -> Dataset:
     return dataset
 
 
+def public_test(scenario: Scenario) -> Shard:
+    """Return the public test set alone, which is all that a coordinator has of organisations' own data.
+
+    Where a scenario declares `data.records`, its files hold the records of a simulation too: then it is their fifth.
+    """
+    if scenario.data.layout is None or scenario.data.records is not None or scenario.data.persons is not None:
+        return load(scenario).test
+    from common.readers.records import public_test as read
+
+    return read(scenario.data)
+
+
 def _refuse_undeclared(scenario: Scenario, train: Shard) -> None:
     """Raise DataMissingError for a data set that is not what its task declares."""
     name, column = scenario.data.dataset, scenario.privacy.unit_column

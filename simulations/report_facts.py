@@ -17,7 +17,7 @@ from common.privacy.admission import account_order
 from common.privacy.events import History, merged
 from common.privacy.odds import Pair, best_guess, largest_posterior, most_hits
 from common.transparency.books import Account, Run
-from common.transparency.entries import Audit, Opening, Provenance, Reserve, Terms
+from common.transparency.entries import Approval, Audit, Opening, Provenance, Reserve, Terms
 from common.transparency.export import Statement
 from common.transparency.verification import Balance, balances
 
@@ -106,6 +106,7 @@ class LedgerFacts:
         changes: of the owners' terms.
         refusals: run and word, the first round they came in, and on how many accounts.
         audits: what attacks found.
+        approvals: what people decided on runs.
     """
 
     statement: Statement
@@ -114,6 +115,7 @@ class LedgerFacts:
     changes: tuple[Change, ...]
     refusals: tuple[tuple[str, str, int, int], ...]
     audits: tuple[Audit, ...]
+    approvals: tuple[Approval, ...]
 
 
 def facts(statement: Statement) -> LedgerFacts:
@@ -129,6 +131,7 @@ def facts(statement: Statement) -> LedgerFacts:
         changes=tuple(_changes(statement)),
         refusals=_refusals(statement),
         audits=tuple(audit for account in accounts.values() for audit in account.audits),
+        approvals=tuple(approval for account in accounts.values() for approval in account.approvals),
     )
 
 

@@ -22,8 +22,9 @@ from common.privacy.plan import Plan
 from common.privacy.plan_file import from_json_text, to_json
 from common.shards import write_shards
 from server.observer import Observer, observer
+from server.tally import Tally, last_metrics, rounds_done
 from simulations import datasets, run_ledger
-from simulations.figures import Outcome, Tally, last_metrics, rounds_done, write_clients
+from simulations.figures import Outcome, write_clients
 from simulations.partition import split
 from simulations.single_plan import checked, plan_of
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 CLIENT_APP = "client.app:app"
 MAY_CHANGE = {
-    "run": {"name"},
+    "run": {"name", "purpose"},
     "server": {"min_replies", "round_timeout_s", "evaluate_every"},
     "engine": {"kind", "device", "workers", "physical_batch", "ray_address", "scratch"},
     "data": {"path"},

@@ -442,8 +442,8 @@ def test_policy_init_prints_a_policy_that_checks(tmp_path):
     [
         (None, "discreet policy init"),
         ("rubbish", "not a TOML file"),
-        ("version = 2", "version: expected 1, got 2"),
-        ('version = 1\nowner = "x"', "data"),
+        ("version = 3", "version: expected 2, got 3"),
+        ('version = 2\nowner = "x"', "data"),
     ],
     ids=["missing", "rubbish", "newer", "half"],
 )

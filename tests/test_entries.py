@@ -19,6 +19,7 @@ from common.privacy.event_kinds import (
 )
 from common.transparency import canonical
 from common.transparency.entries import (
+    Approval,
     Audit,
     Opening,
     Provenance,
@@ -63,6 +64,7 @@ ENTRIES = {
     "EXPIRE": Settle(**ORDER, participations=1, type="EXPIRE"),
     "REFUSE": Refuse(**ORDER, word="budget-spent"),
     "AUDIT": Audit(**PLACE, run="r", findings={"verdict": "not refuted", "empty": ""}),
+    "APPROVAL": Approval(**PLACE, run="r", decision="approved", by="Dr Grey", purpose="a trial", scenario="ef" * 32),
 }
 FIELDS = {
     "GENESIS": {"sequence", "type", "time", "account", "terms"},
@@ -75,6 +77,7 @@ FIELDS = {
     "EXPIRE": {"sequence", "type", "time", "account", "run", "round", "attempt", "participations"},
     "REFUSE": {"sequence", "type", "time", "account", "run", "round", "attempt", "word"},
     "AUDIT": {"sequence", "type", "time", "account", "run", "findings"},
+    "APPROVAL": {"sequence", "type", "time", "account", "run", "decision", "by", "purpose", "scenario"},
 }
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -131,6 +134,17 @@ entries = st.one_of(
         account=texts,
         run=texts,
         findings=st.dictionaries(names, st.text(st.characters(exclude_categories=["Cs"])), max_size=3),
+    ),
+    st.builds(
+        Approval,
+        sequence=whole,
+        time_ms=whole,
+        account=texts,
+        run=texts,
+        decision=st.sampled_from(["approved", "refused"]),
+        by=texts,
+        purpose=st.one_of(st.just(""), texts),
+        scenario=texts,
     ),
 )
 
@@ -247,7 +261,8 @@ def test_a_field_of_another_type_is_refused(kind, wrong):
     """With a list, an object, a number or a text in its place, a field is refused, unless it is one of that type."""
     for path in places(kind):
         is_of_this_type = type(within(plain(kind), path)) is type(wrong) and wrong not in ("", -1)
-        if not is_of_this_type and not (path[0] in {"findings", "libraries"} and wrong == ""):  # these may be empty
+        # findings, libraries and a purpose may be empty
+        if not is_of_this_type and not (path[0] in {"findings", "libraries", "purpose"} and wrong == ""):
             assert refused(replaced(plain(kind), path, wrong)), path
 
 
@@ -274,6 +289,12 @@ def test_an_unknown_field_is_refused(kind, path):
     inside["zeal"] = "1"
     with pytest.raises(ValueError, match=r"zeal"):
         from_bytes(canonical.dumps(value))
+
+
+@pytest.mark.parametrize("decision", ["APPROVED", "maybe", "approved "])
+def test_a_decision_is_one_of_two_words(decision):
+    """Whether a run may train is never guessed."""
+    assert refused(plain("APPROVAL") | {"decision": decision})
 
 
 @pytest.mark.parametrize("kind", ["REFUND", "genesis", "", "GENESIS ", 1, [], {}, ["GENESIS"], None])

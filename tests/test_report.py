@@ -248,11 +248,13 @@ def test_changes_and_refusals_and_audits_are_shown(tmp_path):
         ledger.open_accounts({"cardiology": terms(budget=4.0, policy="b" * 64)})
         ledger.refuse(charge(0, "run-2"), Refusal.OUTSIDE_POLICY)
         ledger.audited("cardiology", "run-1", {"one-run test": "not refuted at 95 %"})
+        ledger.decided("cardiology", "run-1", decision="approved", by="Dr Grey", purpose="a trial", scenario="e" * 64)
     words = read(report.render(path)).text
     assert "lifetime budget ε 3.000 4.000" in words
     assert "run-2 0 1 outside-policy the owner's policy does not allow it" in words
     assert "one-run test: not refuted at 95 %" in words
     assert "1 recorded audit" in words
+    assert "run-1 approved Dr Grey a trial" in words
 
 
 def test_what_is_spent_beyond_a_lowered_budget_is_said(tmp_path):

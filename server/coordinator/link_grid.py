@@ -1,0 +1,96 @@
+"""Flower's grid over the link, without its pauses of three seconds.
+
+Answers are pulled with a short back-off, since an answer is visible before its parts are, and an answer of too many
+parts is not pulled at all.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Error, Message
+from flwr.app.message import make_message
+from flwr.common.serde import message_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import Message as MessageProto
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, inflate_object_from_contents, pull_objects
+from flwr.superlink.grid import HttpGrid
+
+from common.messages import Refusal
+from server.coordinator.flower_link import FlowerLink, Task, patient, reached
+
+MOST_PARTS = 32  # of an answer; ours have nine
+PULL_BACKOFF_S, PULL_BACKOFF_AT_MOST_S = 0.05, 1.0
+PULL_S = 120.0
+POLL_S = 0.05  # beside what those who ask wait: an empty answer costs the link some 20 ms
+
+
+class LinkGrid(HttpGrid):
+    """The way to the nodes of a run.
+
+    Guarantees:
+        An answer that cannot be read becomes an error of the node that was asked; the others count.
+    """
+
+    def __init__(self, link: FlowerLink, task: Task) -> None:
+        super().__init__(insecure=True, token=task.token)
+        self._link = link
+        self._retry_invoker = patient()
+        self.set_run(task.run)
+
+    def _connect(self) -> None:
+        """Reach the link with its token."""
+        self._client = self._link.runtime(self._token)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages; an empty name stands for one that the link did not take."""
+        with reached():
+            return [name or "" for name in super().push_messages(list(messages))]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the answers that have come to some messages."""
+        with reached():
+            answer = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
+            pairs = zip(answer.messages_list, answer.message_object_trees, strict=True)
+            came = [self._read(message, tree) for message, tree in pairs]
+        if not came:
+            time.sleep(POLL_S)
+        return came
+
+    def _read(self, proto: MessageProto, tree: ObjectTree) -> Message:
+        """Pull an answer's parts and put them together."""
+        parts = [part.object_id for part in _at_most(MOST_PARTS + 1, iterate_object_tree(tree))]
+        if len(parts) > MOST_PARTS:
+            return _unread(proto)
+        run_id = self.run.run_id
+        try:
+            contents = pull_objects(
+                parts,
+                make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id),
+                max_time=PULL_S,
+                initial_backoff=PULL_BACKOFF_S,
+                backoff_cap=PULL_BACKOFF_AT_MOST_S,
+            )
+            message = inflate_object_from_contents(proto.metadata.message_id, contents)
+        except (ObjectPullError, ValueError, KeyError, TypeError):
+            return _unread(proto)
+        self._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=proto.metadata.message_id)
+        )
+        if not isinstance(message, Message):
+            return _unread(proto)
+        message.metadata.__dict__["_message_id"] = proto.metadata.message_id
+        return message
+
+
+def _unread(proto: MessageProto) -> Message:
+    """An answer without what it said."""
+    metadata = message_from_proto(proto).metadata
+    return make_message(metadata=metadata, error=Error(0, Refusal.NO_ANSWER.value))
+
+
+def _at_most(count: int, items: Iterable[ObjectTree]) -> Iterator[ObjectTree]:
+    for _, item in zip(range(count), items, strict=False):
+        yield item

@@ -1,0 +1,1 @@
+"""A deployment on one machine: real processes on loopback, for newcomers and for tests."""
