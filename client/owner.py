@@ -13,7 +13,7 @@ copy from yesterday would fork it, and again after the charge, before anything i
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -141,6 +141,8 @@ class Owner:
                 return
             refuse_unwitnessed(self._ledger, limits=self._policy.limits, witness=self._witness, wait_s=0)
             self._ledger.end_run(run)
+        with suppress(RefusedError):  # at the latest the next charge has this entry cosigned
+            refuse_unwitnessed(self._ledger, limits=self._policy.limits, witness=self._witness, wait_s=0)
 
     def _refuse_unprotected(self, scenario: Scenario) -> None:
         reasons = objections_without_privacy(

@@ -27,7 +27,7 @@ from common.errors import WireError
 
 log = logging.getLogger("discreet.node")
 
-BUSY_POLL_S, IDLE_POLL_S = 0.1, 0.2
+BUSY_POLL_S, IDLE_POLL_S = 0.15, 0.3
 BUSY_S = 30.0  # after a message, the next one is expected
 MOST_RUNS = 16  # that are remembered
 
