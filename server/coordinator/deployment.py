@@ -25,6 +25,7 @@ from common.privacy.plan import Plan, make_plan
 from common.privacy.plan_file import from_json_text, to_json
 from common.shards import Shard, write_test
 from server.coordinator import run_record
+from server.coordinator.interruption import interruptible
 from server.coordinator.organisations import taking_part
 from server.coordinator.outcome import Outcome, Times, outcome
 from server.coordinator.parties import Parties
@@ -74,16 +75,18 @@ def run(coordinator: Coordinator, scenario: Scenario, *, test: Shard, out: Path 
     folder = out or Path("runs") / f"{scenario.run.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInputError(f"{folder}: expected a folder that is new or empty. Name another with --out.")
-    read_link(LinkFolder(coordinator.folder))  # before anything is written
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "scenario.toml", dump(scenario))
-    run_record.begin(folder, scenario, run=uuid.uuid4().hex, consortium=known.consortium)
-    return _run(coordinator, scenario, folder, test)
+    with _alone(coordinator):  # before anything is written
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "scenario.toml", dump(scenario))
+        run_record.begin(folder, scenario, run=uuid.uuid4().hex, consortium=known.consortium)
+        return _run(coordinator, scenario, folder, test)
 
 
 def resume(coordinator: Coordinator, folder: Path, *, test: Shard) -> Outcome:
     """Continue a folder's run, as a new Flower run of the same identifier."""
-    return _run(coordinator, scenario_in(folder), folder, test)
+    scenario = scenario_in(folder)
+    with _alone(coordinator):
+        return _run(coordinator, scenario, folder, test)
 
 
 def scenario_in(folder: Path) -> Scenario:
@@ -122,10 +125,11 @@ def _run(coordinator: Coordinator, scenario: Scenario, folder: Path, test: Shard
 
     times, tally = Times(begun=time.monotonic()), Tally(coordinator.watcher)
     place = LinkFolder(coordinator.folder)
-    with _alone(place.root / "run.lock"), tempfile.TemporaryDirectory(prefix="discreet-run-") as scratch:
+    with interruptible(folder), tempfile.TemporaryDirectory(prefix="discreet-run-") as scratch:
         work = _Work(scenario=scenario, folder=folder, test=Path(scratch))
         write_test(work.test, test)
         link = FlowerLink(read_link(place))
+        link.end_orphans()
         times = replace(times, started=time.monotonic())
         flower_run = link.start_run(work.text)
         nodes = {node.public_key: node.id for node in link.nodes()}
@@ -193,9 +197,11 @@ def _plan(work: _Work, organisations: tuple[Organisation, ...], *, run: str) -> 
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold the link's one place for a run, or raise LinkError."""
-    with lock.open("w") as file:
+def _alone(coordinator: Coordinator) -> Iterator[None]:
+    """Hold the link's one place for a run; LinkError when there is no link, or another run has it."""
+    place = LinkFolder(coordinator.folder)
+    read_link(place)
+    with (place.root / "run.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

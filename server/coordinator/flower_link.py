@@ -4,6 +4,7 @@ The only module of the coordinator that knows Flower's control and runtime calls
 link that restarts is waited for; one that stays away raises LinkError.
 """
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from common import bundle
 from common.errors import LinkError, RunFailedError
 from server.link.settings import LinkAddress
+
+log = logging.getLogger("discreet.server")
 
 OUTAGE_S = 300.0  # a link that is away for longer is given up
 RETRY_AT_MOST_S = 1
@@ -104,6 +107,13 @@ class FlowerLink:
         with reached():
             return bool(self._control.StopRun(StopRunRequest(run_id=run_id)).success)
 
+    def end_orphans(self) -> None:
+        """End the runs whose coordinator is gone: it was killed, and the link would wait a minute for its heartbeat."""
+        for run in self.runs():
+            if run.status != Status.FINISHED:
+                log.warning("Flower run %d was left by a coordinator that is gone; it is ended", run.id)
+                self.stop_run(run.id)
+
     def nodes(self) -> list[Node]:
         """Return the nodes that are registered."""
         with reached():
@@ -159,7 +169,9 @@ class Task:
                 yield
                 ending, why = "completed", ""
             except RunNotRunningException as error:
-                raise RunFailedError("The run was stopped, or the link gave it up.") from error
+                raise RunFailedError(
+                    "The run was stopped, or the link gave it up. It can be resumed: discreet run --resume DIR"
+                ) from error
             finally:
                 self._over.set()
                 beating.join()

@@ -24,7 +24,8 @@ from server.coordinator.flower_link import FlowerLink, Task, patient, reached
 MOST_PARTS = 32  # of an answer; ours have nine
 PULL_BACKOFF_S, PULL_BACKOFF_AT_MOST_S = 0.05, 1.0
 PULL_S = 120.0
-POLL_S = 0.05  # beside what those who ask wait: an empty answer costs the link some 20 ms
+POLL_S, POLL_AT_MOST_S = 0.05, 1.0  # an empty answer costs the link some 20 ms, which nodes wait for
+POLL_SHARE = 0.1  # of the time since something moved, so that what comes is noticed after a tenth more
 
 
 class LinkGrid(HttpGrid):
@@ -38,6 +39,7 @@ class LinkGrid(HttpGrid):
         super().__init__(insecure=True, token=task.token)
         self._link = link
         self._retry_invoker = patient()
+        self._moved = time.monotonic()
         self.set_run(task.run)
 
     def _connect(self) -> None:
@@ -46,6 +48,7 @@ class LinkGrid(HttpGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages; an empty name stands for one that the link did not take."""
+        self._moved = time.monotonic()
         with reached():
             return [name or "" for name in super().push_messages(list(messages))]
 
@@ -55,8 +58,10 @@ class LinkGrid(HttpGrid):
             answer = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
             pairs = zip(answer.messages_list, answer.message_object_trees, strict=True)
             came = [self._read(message, tree) for message, tree in pairs]
-        if not came:
-            time.sleep(POLL_S)
+        if came:
+            self._moved = time.monotonic()
+        else:
+            time.sleep(min(max(POLL_SHARE * (time.monotonic() - self._moved), POLL_S), POLL_AT_MOST_S))
         return came
 
     def _read(self, proto: MessageProto, tree: ObjectTree) -> Message:
