@@ -39,11 +39,12 @@ test-ray: .venv-ray/.ready  ## the tests on a real Ray, in an environment of the
 audit: $(READY)  ## attack the budget: 200 random kills between reserving, training and committing
 	$(RUN)/python -m pytest -m audit -n 0 -s -q
 
-lint: $(READY)  ## ruff, mypy strict, and the directions between the rooms
+lint: $(READY)  ## ruff, mypy strict, the directions between the rooms, and the Dockerfile
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	test ! -x $(RUN)/hadolint || $(RUN)/hadolint Dockerfile
 
 bench: $(READY)  ## time the hot path: what a simulation reaches of the bare training loop
 	$(RUN)/discreet bench
