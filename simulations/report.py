@@ -27,6 +27,7 @@ from common.privacy.plan_file import from_json_text
 from common.transparency.entries import Terms
 from common.transparency.export import BEGINNING, SQLITE, read
 from common.transparency.verification import Balance
+from server.coordinator import run_record
 from server.run_folder import LEDGER
 from simulations import report_charts as charts
 from simulations.report_facts import LedgerFacts, Odds, epsilons_of, facts
@@ -108,6 +109,11 @@ def _refuse_other_file(path: Path) -> None:
 def _ledger(source: Path) -> Path:
     """Return the file to read, or raise BadInputError for what is no ledger at all."""
     if source.is_dir():
+        if (source / run_record.RUN).exists():
+            raise BadInputError(
+                f"{source}: expected a simulated run, got one across organisations, whose ledgers are with them. Each "
+                f"reports on its own: discreet report ledger.db. Who took part is in {run_record.ORGANISATIONS}."
+            )
         return source / LEDGER
     try:
         with source.open("rb") as file:

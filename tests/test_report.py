@@ -429,3 +429,10 @@ def test_a_drawing_uses_the_colours_of_the_page():
     used = set(re.findall(r'xlink:href="#([^"]+)"', drawn))
     assert used
     assert used <= set(re.findall(r' id="([^"]+)"', drawn))
+
+
+def test_a_run_across_organisations_has_no_ledger_of_its_own(tmp_path):
+    """The coordinator's folder says where the ledgers are; it makes no page without them."""
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(BadInputError, match="got one across organisations, whose ledgers are with them"):
+        report._ledger(tmp_path)
