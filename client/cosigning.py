@@ -66,16 +66,24 @@ def _asked(limits: Limits, witness: Cosigner | None) -> Cosigner | None:
 
 
 def _patiently(witness: Cosigner, ledger: Ledger, *, patience_s: float) -> None:
-    """Have a ledger cosigned, and ask again while the witness is down, until the patience is over."""
-    end, pause_s = time.monotonic() + patience_s, _FIRST_PAUSE_S
+    """Have a ledger cosigned, and ask again while the witness is down, until the patience is over.
+
+    A line is written when the waiting begins and when it was worth it, and none for an attempt.
+    """
+    end, pause_s, waits = time.monotonic() + patience_s, _FIRST_PAUSE_S, False
     while True:
         try:
-            return witness.cosign(ledger)
+            witness.cosign(ledger)
         except WitnessDownError as error:
             left_s = end - time.monotonic()
             if left_s <= 0:
                 raise
-            if left_s > _BLIP_S:
-                log.warning("waiting %.0f s more: %s", left_s, error)
+            if left_s > _BLIP_S and not waits:
+                log.warning("waiting up to %.0f s for witness %s: %s", left_s, witness.name, error)
+                waits = True
             time.sleep(min(pause_s, left_s))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        else:
+            if waits:
+                log.warning("witness %s answers again", witness.name)
+            return

@@ -12,7 +12,7 @@ from common.data_table import Data
 from common.errors import DataMissingError, SettingsError
 from common.readers.records import any_number, read
 from common.shards import Shard
-from common.sources import Source
+from common.sources import NpzSource, Source
 
 
 def open_source(source: Source, *, scenario_data: Data, records: int, unit_column: str | None) -> Shard:
@@ -20,7 +20,7 @@ def open_source(source: Source, *, scenario_data: Data, records: int, unit_colum
 
     Guarantees:
         The same file gives the same shard.
-        A scenario that declares other records than the source's `layout` is refused before anything is read.
+        A scenario that `refuse_other_layout` refuses is refused before anything is read.
         There are as many as the policy declares, or none are returned.
 
     Args:
@@ -42,15 +42,33 @@ def open_source(source: Source, *, scenario_data: Data, records: int, unit_colum
                 f"data right, or the policy's data.records: that number is public, and every epsilon counts on it."
             )
 
-    if source.layout not in {"", layout_digest(scenario_data)}:
-        raise SettingsError(
-            f"data.layout: expected records as agreed, {source.layout}, and the scenario declares others, "
-            f"{layout_digest(scenario_data)}. Nothing was read."
-        )
+    refuse_other_layout(source, scenario_data=scenario_data)
     early = refuse_other if unit_column is None else any_number
     shard = read(source, data=scenario_data, unit_column=unit_column, refuse_count=early)
     refuse_other(len(shard) if shard.units_N is None else len(np.unique(shard.units_N)))
     return shard
+
+
+def refuse_other_layout(source: Source, *, scenario_data: Data) -> None:
+    """Raise SettingsError unless the owner has agreed to what a scenario declares of a record; nothing is read.
+
+    Whether a file is as declared depends on its values: who may declare anything asks one question about them with each
+    scenario, and a refusal is the answer. So what a scenario declares must be what the owner has pinned.
+
+    Edge cases:
+        csv, parquet, images            always pinned
+        npz, declared by the scenario   pinned: `classes` is a question about the labels
+        npz, a data set with a name     free: its classes and shapes are constants of this code
+    """
+    declared = layout_digest(scenario_data)
+    is_constant = isinstance(source, NpzSource) and scenario_data.layout is None
+    if source.layout == declared or (is_constant and not source.layout):
+        return
+    pinned = f"{source.layout}, as agreed" if source.layout else "what was agreed of a record, and none is pinned"
+    raise SettingsError(
+        f"data.layout: expected {pinned}; the scenario declares {declared}. Nothing was read. Read the scenario's "
+        f'[data], and only if no value in it asks about a record of yours, put in node.toml: layout = "{declared}"'
+    )
 
 
 def layout_digest(scenario_data: Data) -> str:

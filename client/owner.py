@@ -66,8 +66,7 @@ class Owner:
         Args:
             policy: the owner's policy file.
             ledger: the owner's ledger.
-            memory: a file, best on another disk, that keeps the newest checkpoint: an older copy of the ledger that was
-                restored meanwhile is refused.
+            memory: a file, best on another disk, that keeps the newest checkpoint: an older copy is refused.
             witness: the one that the policy names; None where there is none to ask.
             wait_s: how long a witness that is down is waited for, where the policy says so.
         """
@@ -200,9 +199,9 @@ class Owner:
     def _refuse_outside(self, claim: _Claim, run: str) -> None:
         if not claim.reasons:
             return
-        agreement = claim.agreement
-        self._ledger.open_accounts({agreement.account: self._terms})
-        refused = Charge(account=agreement.account, run=run, round=PLAN_ROUND, attempt=1, events=agreement.events)
+        account, events = claim.agreement.account, claim.agreement.events
+        self._ledger.open_accounts({account: self._terms})
+        refused = Charge(account=account, run=run, round=PLAN_ROUND, attempt=1, events=events)
         self._ledger.refuse(refused, Refusal.OUTSIDE_POLICY)
         raise RefusedError(Refusal.OUTSIDE_POLICY, "; ".join(claim.reasons))
 
@@ -248,5 +247,8 @@ def _opened(ledger: Path, memory: Path | None, pid: int) -> Ledger:
 
 @lru_cache(maxsize=16)
 def _plan(scenario: Scenario, records: int, run: str) -> Plan:
-    """What the scenario means for an owner with so many records; ScenarioError or PlanRefusedError."""
-    return make_plan(scenario, records=(records,), run=run)
+    """What the scenario means for an owner with so many records; what cannot be planned or counted is outside."""
+    try:
+        return make_plan(scenario, records=(records,), run=run)
+    except DiscreetError as error:
+        raise RefusedError(Refusal.OUTSIDE_POLICY, str(error)) from error

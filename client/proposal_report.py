@@ -20,7 +20,7 @@ from client.owner import terms_of
 from client.policy import Policy
 from client.proposals import Proposal, objections, objections_without_privacy
 from common.config import Scenario
-from common.errors import LedgerError, PlanRefusedError, ScenarioError
+from common.errors import AccountingError, LedgerError, PlanRefusedError, ScenarioError
 from common.privacy.accounting import bound
 from common.privacy.admission import Admission, account_order, admission
 from common.privacy.events import merged
@@ -161,7 +161,7 @@ def _judged(scenario: Scenario, owner: Policy, account: Account) -> tuple[tuple[
         return reasons, None
     try:
         plan = make_plan(scenario, records=(owner.data.records,), run=RUN)
-    except (ScenarioError, PlanRefusedError) as error:
+    except (AccountingError, ScenarioError, PlanRefusedError) as error:
         return (str(error),), None
     (agreement,) = agreements(plan, [owner.data.lineage]).values()
     reasons = objections(owner, _proposal(plan, scenario, agreement))

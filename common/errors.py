@@ -17,6 +17,7 @@
     │   ├── RolledBackError      it has seen more of the ledger than there is: an older copy was restored
     │   └── ForkedError          it has seen another past of the ledger
     ├── LinkError                a link that cannot be reached, or started
+    ├── JournalError             a node's memory cannot be read or written: a restart may mend it
     ├── RefusedError             an order that this client will not carry out
     └── RunFailedError           a run that stopped; its folder can be resumed
         └── BudgetSpentError     a run that stopped because its budgets are spent; its model so far is saved
@@ -107,6 +108,10 @@ class LinkError(DiscreetError):
     """The link cannot be started or reached."""
 
 
+class JournalError(DiscreetError):
+    """A node's journal cannot be read or written: nothing is trained without it."""
+
+
 class RefusedError(DiscreetError):
     """This client does not carry out the order.
 
@@ -115,4 +120,4 @@ class RefusedError(DiscreetError):
 
     def __init__(self, word: Refusal, detail: str = "") -> None:
         super().__init__(f"{word.value}: {detail}" if detail else word.value)
-        self.word = word
+        self.word, self.detail = word, detail

@@ -71,7 +71,8 @@ class Place(Table):
     Args:
         path: of the file or folder.
         layout: SHA-256 of what the consortium agreed that a record looks like (`discreet plan --policy` tells it): a
-            scenario that declares anything else is refused unread. Empty: whatever the scenario declares.
+            scenario that declares anything else is refused unread. Empty: only arrays (`npz`) of a data set with a name
+            of its own.
     """
 
     path: Name

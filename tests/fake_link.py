@@ -5,7 +5,7 @@ import ssl
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,12 +70,16 @@ class FakeRun:
 class FakeLink:
     """Hands out messages and takes their answers.
 
-    `broken` maps a call to the HTTP answer (status, body) that it gets instead; `calls` counts what was asked.
+    `broken` maps a call to the HTTP answer (status, body) that it gets instead; `calls` counts what was asked;
+    `deaf` names calls that are carried out without an answer getting through.
     """
 
     def __init__(self, consortium: SampleConsortium, *, context: ssl.SSLContext | None = None, port: int = 0) -> None:
         self.runs: dict[int, FakeRun] = {}
         self.broken: dict[str, tuple[int, str]] = {}
+        self.deaf: set[str] = set()
+        self.is_forgetful = False
+        self.heads: defaultdict[str, set[str]] = defaultdict(set)  # names of the answers to a message
         self.calls: Counter[str] = Counter()
         self.confirmed: list[str] = []
         self.online = False
@@ -148,6 +152,9 @@ class FakeLink:
                 return self._pull()
             case "push-messages":
                 (head,), (tree,) = request.messages_list, request.message_object_trees
+                if self.is_forgetful or self.heads[head.metadata.reply_to_message_id] - {head.metadata.message_id}:
+                    return fleet_pb2.PushMessagesResponse(session_id="s")
+                self.heads[head.metadata.reply_to_message_id].add(head.metadata.message_id)
                 self._replies[head.metadata.reply_to_message_id] = head, tree
                 missing = [node.object_id for node in iterate_object_tree(tree) if node.object_id not in self._objects]
                 return fleet_pb2.PushMessagesResponse(objects_to_push=missing, session_id="s")
@@ -196,6 +203,7 @@ class FakeLink:
                     answer = (404, "")
                 else:
                     answer = link._answer(call, REQUESTS[call].FromString(body))
+                    answer = (503, "") if call in link.deaf else answer
                 status, content = (200, answer.SerializeToString()) if not isinstance(answer, tuple) else answer
                 data = content if isinstance(content, bytes) else content.encode()
                 self.send_response(status)

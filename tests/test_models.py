@@ -198,6 +198,13 @@ def test_dropout_follows_the_global_seed():
     assert torch.equal(*logits)
 
 
+def test_tokens_beyond_the_vocabulary_are_its_last_one():
+    """An error would tell who chose the vocabulary which tokens there are."""
+    model = build(SMALL, TASKS["sms-spam"], seed=0).eval()
+    assert model(torch.tensor([[1, 5, 2047, -3]])).isfinite().all()
+    assert torch.equal(model(torch.tensor([[1, 5, 63]])), model(torch.tensor([[1, 5, 2047]])))
+
+
 def test_the_transformer_has_the_sizes_of_the_scenario():
     """Of width 16: 64 x 16 of the embedding, 2 layers, a norm of 2 x 16, and 2 x 16 + 2 to classify."""
     # attention 4 x (16 x 16 + 16) = 1088; feed-forward 16 x 24 + 24 = 408 and 24 x 16 + 16 = 400; two norms of 2 x 16

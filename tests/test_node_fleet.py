@@ -93,6 +93,39 @@ def test_a_message_comes_whole_and_its_answer_goes_back(link, fleet):
     assert letters.opened(reply) == ({"report": {"round": 1}}, {"update": np.ones(2, "<f4").tobytes()})
 
 
+@pytest.mark.parametrize("call", ["push-messages", "push-object"])
+@pytest.mark.parametrize("is_carried_out", [False, True], ids=["cut before", "cut after"])
+def test_an_answer_that_was_cut_off_goes_on_as_the_same_message(link, fleet, call, is_carried_out):
+    """The link takes one answer to a message: another one, made anew, would leave it with half of the first."""
+    fleet.activate()
+    name = link.send(content(), run=5)
+    envelope = fleet.pull()
+    reply = Reply(records={"report": {"round": 1}}, update=np.ones(2, "<f4").tobytes())
+    if is_carried_out:
+        link.deaf.add(call)
+    else:
+        link.broken[call] = (503, "")
+    for _ in range(2):
+        with pytest.raises(UnreachableError):
+            fleet.push(envelope, reply)
+    link.deaf.clear()
+    link.broken.clear()
+    fleet.push(envelope, reply)
+    fleet.confirm(envelope)
+    assert len(link.heads[name]) == 1
+    assert letters.opened(link.reply(name)) == ({"report": {"round": 1}}, {"update": np.ones(2, "<f4").tobytes()})
+
+
+def test_an_answer_that_nobody_waits_for_is_given_up(link, fleet):
+    """A link that wants none of it has forgotten the question."""
+    fleet.activate()
+    link.send(content(), run=5)
+    envelope = fleet.pull()
+    link.is_forgetful = True
+    with pytest.raises(RejectedError, match="nobody waits"):
+        fleet.push(envelope, Reply(records={"report": {"round": 1}}, update=None))
+
+
 def test_a_run_and_its_bundle_are_what_the_link_says(link, fleet):
     """Nobody has vouched for either."""
     link.runs[5] = FakeRun(scenario="text", bundle=b"zip")

@@ -7,7 +7,7 @@ from client.node import journal as journals
 from client.node.journal import Journal
 from client.node.letters import Envelope
 from client.node.orders import SealedReport
-from common.errors import RefusedError, SettingsError
+from common.errors import JournalError, RefusedError
 from common.messages import Order, Refusal
 
 DIGEST = "d" * 64
@@ -96,5 +96,5 @@ def test_every_write_waits_for_the_disk(journal):
 def test_a_file_that_is_no_journal_is_named(tmp_path):
     """Nothing is trained without a memory."""
     (tmp_path / "journal.db").write_text("not SQLite" * 200)
-    with pytest.raises(SettingsError, match=r"journal\.db: expected the node's journal"):
+    with pytest.raises(JournalError, match=r"journal\.db: expected the node's journal"):
         Journal(tmp_path / "journal.db")

@@ -66,7 +66,9 @@ def described(path: Path, kind: str, **keys: object) -> Source:
 
 
 def opened(source: Source, text: str, *, records: int, unit_column: str | None = None) -> Shard:
-    return open_source(source, scenario_data=data(text), records=records, unit_column=unit_column)
+    """Open a source; where nothing is pinned, as its owner does who agrees to this scenario."""
+    pinned = source if source.layout else source.model_copy(update={"layout": layout_digest(data(text))})
+    return open_source(pinned, scenario_data=data(text), records=records, unit_column=unit_column)
 
 
 def csv(folder: Path, text: str = ROWS, **keys: object) -> Source:
@@ -243,7 +245,36 @@ def test_a_scenario_that_declares_other_records_than_agreed_is_refused_unread(tm
     other = WARDS.replace('["A", "B"]', '["A"]')
     source = csv(tmp_path, layout=agreed)
     Path(source.path).unlink()
-    assert "expected records as agreed" in refused(source, other)  # not: no such file
+    said = refused(source, other)
+    assert f"data.layout: expected {agreed}, as agreed; the scenario declares" in said  # not: no such file
+    assert f'layout = "{layout_digest(data(other))}"' in said
+
+
+OWN_KINDS = [("csv", "WARDS"), ("parquet", "WARDS"), ("images", "SCANS"), ("npz", "GREY"), ("npz", "WARDS")]
+
+
+@pytest.mark.parametrize(("kind", "declared"), OWN_KINDS)
+def test_without_a_pin_nothing_that_a_scenario_declares_is_read(tmp_path, kind, declared):
+    """Not even whether the file is there: the owner reads what to pin, and that nothing was read."""
+    text = globals()[declared]
+    with pytest.raises(SettingsError, match=r"none is pinned.*Nothing was read") as error:
+        open_source(described(tmp_path / "gone", kind), scenario_data=data(text), records=3, unit_column=None)
+    assert f'layout = "{layout_digest(data(text))}"' in str(error.value)
+
+
+def test_arrays_of_a_data_set_with_a_name_need_no_pin(tmp_path):
+    """Its shape and its ten classes are constants of this code: a coordinator has nothing to choose."""
+    arrays(tmp_path / "a.npz", features=np.zeros((3, 1, 8, 8), np.float32), labels=np.array([0, 9, 4]))
+    source = described(tmp_path / "a.npz", "npz")
+    assert len(open_source(source, scenario_data=data(DIGITS), records=3, unit_column=None)) == 3
+    with pytest.raises(DataMissingError):
+        open_source(described(tmp_path / "a.npz", "npz"), scenario_data=data(TEXTS), records=3, unit_column=None)
+
+
+def test_a_pinned_data_set_with_a_name_is_the_only_one(tmp_path):
+    """Who pins digits trains no mnist."""
+    source = described(tmp_path / "gone.npz", "npz", layout=layout_digest(data(DIGITS)))
+    assert "as agreed; the scenario declares" in refused(source, TEXTS)
 
 
 def test_the_digest_of_a_declaration_is_of_the_records_only():

@@ -151,11 +151,18 @@ def test_a_coordinator_that_takes_the_owner_for_larger_is_not_in_plan(place):
 
 
 def test_a_scenario_that_has_no_plan_here_charges_nothing(place):
-    """A batch of 41 of 40 records cannot be drawn: the owner works out nothing, and so records nothing."""
+    """A batch of 41 of 40 records cannot be drawn: what the owner cannot count is outside its policy."""
     of = parse(TEXT.replace("batch_size = 10", "batch_size = 41"))
-    assert asked(place, order(), of=of) == "not-recorded"
+    assert asked(place, order(), of=of) == "outside-policy"
     with closing(Ledger(place / "ledger.db")) as ledger:
         assert ledger.books.size == 0
+
+
+def test_noise_that_nobody_can_count_is_outside_the_policy(place):
+    """At a thousandth of the bound the accountant has no figure: that is no failure, it is a no."""
+    of = parse(TEXT.replace("epsilon = 8.0", "noise_multiplier = 0.001"))
+    assert of.privacy.noise_multiplier == 0.001
+    assert asked(place, order(), of=of) == "outside-policy"
 
 
 # --- the policy -------------------------------------------------------------------------------------------------------

@@ -212,10 +212,10 @@ def test_an_offer_says_what_the_policy_has_against_it(place):
     assert kinds(place / "ledger.db") == []
 
 
-def test_an_offer_of_a_scenario_without_a_plan_is_not_recorded(place):
+def test_an_offer_of_a_scenario_without_a_plan_is_outside_the_policy(place):
     """A batch of 41 of 40 records cannot be drawn."""
     of = parse(TEXT.replace("batch_size = 10", "batch_size = 41"))
-    assert owner(place, FakeWitness()).offer(of, "r") is Refusal.NOT_RECORDED
+    assert owner(place, FakeWitness()).offer(of, "r") is Refusal.OUTSIDE_POLICY
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,15 @@ def answered(place: Path, given: Scenario = SCENARIO) -> Refusal | None:
     return Owner(policy=place / "policy.toml", ledger=place / "ledger.db").offer(given, "new")
 
 
+def test_noise_that_nobody_can_count_is_an_objection(place):
+    """A proposal far outside of what can be counted is answered, and by the node with the same no."""
+    given = parse(TEXT.replace("epsilon = 4.0", "noise_multiplier = 0.001"))
+    table = told(place, given)
+    assert (table["accepted"], table["run"]) == (False, None)
+    assert "too large for its grid" in table["objections"][0]
+    assert answered(place, given) is Refusal.OUTSIDE_POLICY
+
+
 def test_a_run_inside_the_policy_is_accepted_with_its_costs(place):
     """Two rounds and a spare one, of which each is a step on 10 of the policy's 40 records, at the policy's delta."""
     table = told(place)

@@ -2,7 +2,8 @@
 
 Its own functions would send a signal to this process when a key is refused, and try for ever inside; so the calls are
 made one by one. Every failure is one of `client.node.link_errors`, and whatever does not decode is WireError. The
-clients and interceptors used here are Flower's own of version 1.41; a test holds them to what is needed.
+clients and interceptors used here are Flower's own of version 1.41; a test holds them to what is needed. Long, because
+it is one side of one protocol, call by call.
 """
 
 import ssl
@@ -56,6 +57,7 @@ MOST_OBJECTS = 4096  # of one message: 20 GB of weights
 MOST_BYTES = 4 << 30
 OBJECT_WAIT_S = (0.05, 1.0)  # first and longest pause for an object that its sender has not sent yet
 OBJECT_PATIENCE_S = 60.0
+_HEAD = ""  # the step before an answer's parts
 
 
 class _Version:
@@ -83,6 +85,7 @@ class Fleet:
         """
         self._public = public_key_to_bytes(key.public_key())
         self._node = Node()
+        self._parcel: _Parcel | None = None
         self._client = FleetHttpClient(
             f"{'https' if context else 'http'}://{address}",
             interceptors=[_Version(), NodeAuthHttpInterceptor(key, key.public_key())],
@@ -149,29 +152,21 @@ class Fleet:
             return _letter(cast(Message, inflate_object_from_contents(tree.object_id, contents)))
 
     def push(self, envelope: Envelope, reply: Reply) -> None:
-        """Send the answer to a message, whole."""
-        question = message_from_proto(ProtoMessage.FromString(envelope.head))
-        arrays = {} if reply.update is None else {"update": reply.update}
-        answer = Message(letter(reply.records, arrays), reply_to=question)
+        """Send the answer to a message, whole; called again with the same reply, it goes on where it was cut off.
+
+        The coordinator takes an answer's head from the link at once, and the link takes no second one: what is tried
+        again must be the same message.
+        """
         with no_object_id_recompute():
-            answer.metadata.__dict__["_message_id"] = answer.object_id
-            objects = get_all_nested_objects(answer)
-            bare = message_to_proto(remove_content_from_message(answer))
-            request = PushMessagesRequest(
-                node=self._node, messages_list=[bare], message_object_trees=[get_object_tree(answer)]
-            )
-            taken = asked(self._client.PushMessages, request)
-            wanted = set(taken.objects_to_push)
-            for name in (name for name in objects if name in wanted):
-                part = PushObjectRequest(
-                    node=self._node,
-                    run_id=envelope.flower_run,
-                    object_id=name,
-                    object_content=objects[name].deflate(),
-                    session_id=taken.session_id,
-                )
-                if not asked(self._client.PushObject, part).stored:
-                    raise RejectedError("the link took the answer and not its content")
+            if self._parcel is None or self._parcel.reply is not reply:
+                self._parcel = _Parcel(envelope, reply)
+            parcel = self._parcel
+            if parcel.left is None:
+                self._announce(parcel)
+            while parcel.left:
+                self._hand_over(parcel, parcel.left[0])
+                parcel.left = parcel.left[1:]
+        self._parcel = None
 
     def confirm(self, envelope: Envelope) -> None:
         """Say that a message is done with: the link may forget it."""
@@ -183,6 +178,34 @@ class Fleet:
     def close(self) -> None:
         """Let go of the connections."""
         self._client.close()
+
+    def _announce(self, parcel: "_Parcel") -> None:
+        """Send an answer's head, and learn which of its parts the link wants."""
+        is_again = parcel.was_tried(_HEAD)
+        request = PushMessagesRequest(node=self._node, messages_list=[parcel.head], message_object_trees=[parcel.tree])
+        taken = asked(self._client.PushMessages, request)
+        wanted = set(taken.objects_to_push)
+        if wanted:
+            parcel.session = taken.session_id
+            parcel.left = [name for name in parcel.objects if name in wanted]
+        elif is_again:  # the first try came through, and was asked for: the link knows by the part where it belongs
+            parcel.left = list(parcel.objects)
+            parcel.tried.update(parcel.objects)
+        else:
+            raise RejectedError("nobody waits for it any more")
+
+    def _hand_over(self, parcel: "_Parcel", name: str) -> None:
+        """Send one part; one that was sent before, and not answered, the link may have already."""
+        is_again = parcel.was_tried(name)
+        part = PushObjectRequest(
+            node=self._node,
+            run_id=parcel.envelope.flower_run,
+            object_id=name,
+            object_content=parcel.objects[name].deflate(),
+            session_id=parcel.session,
+        )
+        if not asked(self._client.PushObject, part).stored and not is_again:
+            raise RejectedError("the link took the answer and not its content")
 
     def _object(self, flower_run: int, name: str, stop: threading.Event) -> bytes:
         """One object, waited for while its sender is still sending it."""
@@ -198,6 +221,29 @@ class Fleet:
             if waited > OBJECT_PATIENCE_S or stop.wait(pause):
                 raise UnreachableError("a part of the message does not come")
             waited, pause = waited + pause, min(2 * pause, longest)
+
+
+class _Parcel:
+    """An answer on its way: made once, with what is still to be sent, and what was sent at least once."""
+
+    def __init__(self, envelope: Envelope, reply: Reply) -> None:
+        question = message_from_proto(ProtoMessage.FromString(envelope.head))
+        arrays = {} if reply.update is None else {"update": reply.update}
+        answer = Message(letter(reply.records, arrays), reply_to=question)
+        answer.metadata.__dict__["_message_id"] = answer.object_id
+        self.envelope, self.reply = envelope, reply
+        self.objects = get_all_nested_objects(answer)
+        self.head = message_to_proto(remove_content_from_message(answer))
+        self.tree = get_object_tree(answer)
+        self.session = ""
+        self.left: list[str] | None = None  # before the link has said what it wants
+        self.tried: set[str] = set()
+
+    def was_tried(self, step: str) -> bool:
+        """Note that a step is tried; whether it was before."""
+        is_again = step in self.tried
+        self.tried.add(step)
+        return is_again
 
 
 class _decoding:  # noqa: N801 - used as a function

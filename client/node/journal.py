@@ -14,7 +14,7 @@ from pathlib import Path
 
 from client.node.letters import Envelope, Fields
 from client.node.orders import SealedReport
-from common.errors import RefusedError, SettingsError
+from common.errors import JournalError, RefusedError
 from common.messages import Order, Refusal
 
 KEPT = 16  # reports of a run that can be sent again; of older ones the digest stays, so that none trains twice
@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 
 
 class Journal:
-    """The node's memory; SettingsError when the file cannot be read or written."""
+    """The node's memory; JournalError when the file cannot be read or written."""
 
     def __init__(self, path: Path) -> None:
         """Open it, or begin one."""
@@ -116,11 +116,11 @@ class Journal:
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
-        """Turn what SQLite and the disk say into SettingsError."""
+        """Turn what SQLite and the disk say into JournalError."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise SettingsError(
+            raise JournalError(
                 f"{self._path}: expected the node's journal, got a file that cannot be read or written ({error}). Is "
                 f"there room, may you write? Nothing was trained."
             ) from error

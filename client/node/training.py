@@ -186,7 +186,7 @@ class Worker:
 
     def _expect(self, answer: Response, kind: type[Wanted]) -> Wanted:
         if isinstance(answer, Refused):
-            raise RefusedError(answer.word, "see above")
+            raise RefusedError(answer.word, answer.why)
         if not isinstance(answer, kind):
             self._replace(f"answered {type(answer).__name__} out of turn")
             raise RefusedError(Refusal.FAILED, "the training process answered out of turn")

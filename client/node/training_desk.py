@@ -27,7 +27,7 @@ from client.node.work import (
     Trained,
     Workplace,
 )
-from client.own_data import open_source
+from client.own_data import open_source, refuse_other_layout
 from client.owner import Owner
 from client.policy import load
 from client.trainer import Trainer
@@ -98,6 +98,7 @@ class Desk:
         try:
             scenario = _scenario(request.scenario)
             purpose = scenario.run.purpose
+            self._refuse_other_layout(scenario)
             refusal = self._owner().offer(scenario, request.run)
             if refusal is None:
                 _trainer(scenario)  # it is built before the first order comes, or refused
@@ -116,6 +117,7 @@ class Desk:
         """Carry out an order: charged, trained, stored, settled."""
         try:
             order, scenario = _order(request), _scenario(request.scenario)
+            self._refuse_other_layout(scenario)
             trainer = _trainer(scenario)
             with self._owner().charged(order, scenario):
                 send(Began())
@@ -123,14 +125,13 @@ class Desk:
                 send(Trained(scalars=frame.scalars, update=frame.array.astype(LITTLE_ENDIAN).tobytes()))
                 _refuse_unkept(receive())
         except RefusedError as error:
-            log.warning("order refused: %s", error)
-            send(Refused(word=error.word))
+            send(Refused(word=error.word, why=error.detail))
         except EOFError:
             raise  # the node is gone
         except Exception:
             log.exception("order failed")
             _trainer.cache_clear()  # the resident model may be in any state
-            send(Refused(word=Refusal.FAILED))
+            send(Refused(word=Refusal.FAILED, why="the trace above says at what"))
         else:
             send(Done())
 
@@ -139,8 +140,7 @@ class Desk:
         try:
             self._owner().end(request.run)
         except (DiscreetError, OSError) as error:
-            log.warning("run %s: it cannot be closed: %s", request.run[:8], error)
-            return Refused(word=Refusal.NOT_RECORDED)
+            return Refused(word=Refusal.NOT_RECORDED, why=f"run {request.run[:8]} cannot be closed: {error}")
         return Done()
 
     def _owner(self) -> Owner:
@@ -148,6 +148,13 @@ class Desk:
         place = self._place
         witness = _witness(load(place.policy).limits.witness, place.identity)
         return Owner(policy=place.policy, ledger=place.ledger, memory=place.memory, witness=witness)
+
+    def _refuse_other_layout(self, scenario: Scenario) -> None:
+        """Refuse what the owner has not pinned, before anything is charged: the word then tells nothing of a record."""
+        try:
+            refuse_other_layout(self._place.data, scenario_data=scenario.data)
+        except SettingsError as error:
+            raise RefusedError(Refusal.OUTSIDE_POLICY, str(error)) from error
 
     def _shard(self, scenario: Scenario) -> Shard:
         """The records as the scenario declares them; read when it is first asked for."""

@@ -109,9 +109,10 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """It is not done; why stands in the owner's log."""
+    """It is not done; why is for the owner's log, and never leaves the machine."""
 
     word: Refusal
+    why: str = field(default="", compare=False, repr=False)
 
 
 Response = Ready | Broken | Offered | Began | Trained | Done | Refused

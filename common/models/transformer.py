@@ -21,7 +21,8 @@ class TextTransformer(nn.Module):
     """Embedding, positions, encoder layers, mean over the words, dense K.
 
     Edge cases:
-        only padding   cannot be: every text begins with a start token (`common.text`)
+        only padding                 cannot be: every text begins with a start token (`common.text`)
+        a token beyond `vocabulary`  the last one: a coordinator that chooses a small one learns no token by an error
 
     Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; layers normalise first, as in Xiong et al. 2020,
     https://arxiv.org/abs/2002.04745.
@@ -40,7 +41,7 @@ class TextTransformer(nn.Module):
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return logits, (B, K)."""
         is_word_BT = tokens_BT != PADDING
-        x_BTD = self.embedding(tokens_BT) * self.scale
+        x_BTD = self.embedding(tokens_BT.clamp(0, self.embedding.num_embeddings - 1)) * self.scale
         x_BTD = self.dropout(x_BTD + positions(tokens_BT.shape[1], x_BTD.shape[2]).to(x_BTD))
         for layer in self.layers:
             x_BTD = layer(x_BTD, is_word_BT)

@@ -43,6 +43,7 @@ OUTAGE_S = 300.0  # a link that is away for longer is given up
 RETRY_AT_MOST_S = 1
 HEARTBEAT_S = 10.0  # Flower forgets a task after 60
 SERVER_APP = "flwr-serverapp"
+_NO_TASK = '"code":1008'  # Flower's AUTHENTICATION_FAILED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +222,11 @@ def _is_an_answer(error: Exception) -> bool:
     """Whether the link itself answered; RunNotRunningException where it says that the run is over."""
     if not isinstance(error, httpx.HTTPStatusError):
         return False
-    if error.response.status_code == httpx.codes.FORBIDDEN:
+    if error.response.status_code == httpx.codes.FORBIDDEN or _is_without_task(error.response):
         raise RunNotRunningException
     return error.response.status_code not in {502, 503, 504}
+
+
+def _is_without_task(response: httpx.Response) -> bool:
+    """Whether the link has forgotten the task of a run: it was stopped. Our own gate's 401 says `token`."""
+    return response.status_code == httpx.codes.UNAUTHORIZED and _NO_TASK in response.text

@@ -1,11 +1,12 @@
 """Flower's grid over the link, without its pauses of three seconds.
 
-Answers are pulled with a short back-off, since an answer is visible before its parts are, and an answer of too many
-parts is not pulled at all.
+An answer is visible before its parts are: one whose parts do not come, because its sender was cut off, waits aside
+while the others are read. An answer of too many parts is not pulled at all.
 """
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from flwr.app import Error, Message
 from flwr.app.message import make_message
@@ -22,10 +23,20 @@ from common.messages import Refusal
 from server.coordinator.flower_link import FlowerLink, Task, patient, reached
 
 MOST_PARTS = 32  # of an answer; ours have nine
-PULL_BACKOFF_S, PULL_BACKOFF_AT_MOST_S = 0.05, 1.0
-PULL_S = 120.0
+PULL_BACKOFF_S = 0.05
+PULL_S = 0.5  # at a time, for the parts of one answer
+ANSWER_S = 120.0  # for all of an answer, from when it was seen
 POLL_S, POLL_AT_MOST_S = 0.05, 1.0  # an empty answer costs the link some 20 ms, which nodes wait for
 POLL_SHARE = 0.1  # of the time since something moved, so that what comes is noticed after a tenth more
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An answer whose parts may still be on their way."""
+
+    proto: MessageProto
+    tree: ObjectTree
+    since: float = field(default_factory=time.monotonic)
 
 
 class LinkGrid(HttpGrid):
@@ -33,6 +44,7 @@ class LinkGrid(HttpGrid):
 
     Guarantees:
         An answer that cannot be read becomes an error of the node that was asked; the others count.
+        Nobody waits for the parts of another's answer.
     """
 
     def __init__(self, link: FlowerLink, task: Task) -> None:
@@ -40,6 +52,7 @@ class LinkGrid(HttpGrid):
         self._link = link
         self._retry_invoker = patient()
         self._moved = time.monotonic()
+        self._seen: dict[str, _Seen] = {}  # by the message they answer; the link tells of each only once
         self.set_run(task.run)
 
     def _connect(self) -> None:
@@ -53,20 +66,31 @@ class LinkGrid(HttpGrid):
             return [name or "" for name in super().push_messages(list(messages))]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the answers that have come to some messages."""
+        """Return the answers that have come to some messages, whole."""
+        asked = set(message_ids)
         with reached():
-            answer = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=message_ids))
-            pairs = zip(answer.messages_list, answer.message_object_trees, strict=True)
-            came = [self._read(message, tree) for message, tree in pairs]
+            self._look(asked - self._seen.keys())
+            read = {name: self._read(self._seen[name]) for name in self._seen.keys() & asked}
+        came = [message for message in read.values() if message is not None]
+        for name in (name for name, message in read.items() if message is not None):
+            del self._seen[name]
         if came:
             self._moved = time.monotonic()
         else:
             time.sleep(min(max(POLL_SHARE * (time.monotonic() - self._moved), POLL_S), POLL_AT_MOST_S))
         return came
 
-    def _read(self, proto: MessageProto, tree: ObjectTree) -> Message:
-        """Pull an answer's parts and put them together."""
-        parts = [part.object_id for part in _at_most(MOST_PARTS + 1, iterate_object_tree(tree))]
+    def _look(self, names: set[str]) -> None:
+        """Note the answers that have come to some messages."""
+        if names:
+            answer = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=names))
+            for proto, tree in zip(answer.messages_list, answer.message_object_trees, strict=True):
+                self._seen[proto.metadata.reply_to_message_id] = _Seen(proto, tree)
+
+    def _read(self, seen: _Seen) -> Message | None:
+        """Pull an answer's parts and put them together; None while they do not all come."""
+        proto = seen.proto
+        parts = [part.object_id for part in _at_most(MOST_PARTS + 1, iterate_object_tree(seen.tree))]
         if len(parts) > MOST_PARTS:
             return _unread(proto)
         run_id = self.run.run_id
@@ -76,10 +100,11 @@ class LinkGrid(HttpGrid):
                 make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id),
                 max_time=PULL_S,
                 initial_backoff=PULL_BACKOFF_S,
-                backoff_cap=PULL_BACKOFF_AT_MOST_S,
             )
             message = inflate_object_from_contents(proto.metadata.message_id, contents)
-        except (ObjectPullError, ValueError, KeyError, TypeError):
+        except ObjectPullError:
+            return None if time.monotonic() < seen.since + ANSWER_S else _unread(proto)
+        except (ValueError, KeyError, TypeError):
             return _unread(proto)
         self._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(node=self.node, run_id=run_id, message_object_id=proto.metadata.message_id)

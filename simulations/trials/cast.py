@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 
+from client.own_data import layout_digest
 from common.config import Scenario, dump
 from common.consortium import identity
 from common.consortium.identity import Identity
@@ -129,7 +130,8 @@ def _furnish(cast: Cast, name: str, train: Shard, rows: Rows) -> None:
     if train.units_N is not None:
         arrays["units"] = train.units_N[rows]
     np.savez(folder / "data.npz", **arrays)
-    write_whole(folder / "node.toml", tomli_w.dumps({"data": {"kind": "npz", "path": "data.npz"}}))
+    source = {"kind": "npz", "path": "data.npz", "layout": layout_digest(cast.scenario.data)}
+    write_whole(folder / "node.toml", tomli_w.dumps({"data": source}))
 
 
 def _policy(cast: Cast, plan: Plan, party: int, name: str) -> dict[str, object]:

@@ -16,6 +16,7 @@ from common.errors import RunFailedError
 POLL_S = 0.02
 STOP_S = 8.0
 READY = "ready:"
+COMMAND = ("-m", "discreet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,14 @@ class Started:
         return resident_mb(self.process.pid)
 
 
-def start(name: str, *arguments: str, logs: Path, command: tuple[str, ...] = ("-m", "discreet")) -> Started:
-    """Start `python -m discreet ARGUMENTS`, or another command of Python's, in a process of its own."""
-    output, errors = logs / f"{name}.out", logs / f"{name}.log"
+def start(name: str, *arguments: str, logs: Path, command: tuple[str, ...] = COMMAND) -> Started:
+    """Start `python -m discreet ARGUMENTS`, or another command of Python's, in a process of its own.
+
+    What an earlier process of this name has written stays: the next one's files are NAME-2.log and so on.
+    """
+    times = 1 + sum(len(list(logs.glob(f"{name}{ending}.out"))) for ending in ("", "-[0-9]*"))
+    file = name if times == 1 else f"{name}-{times}"
+    output, errors = logs / f"{file}.out", logs / f"{file}.log"
     with output.open("wb") as out, errors.open("wb") as err:
         process = subprocess.Popen(  # noqa: S603 - our own command
             [sys.executable, *command, *arguments], stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=_environment()

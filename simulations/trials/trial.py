@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from common.ledger import Ledger
 from common.privacy.accounting import epsilon
 from common.privacy.events import merged
 from simulations.trials.cast import WITNESS, Cast, prepare
-from simulations.trials.processes import Started, children, resident_mb, start, wait_ready
+from simulations.trials.processes import COMMAND, Started, children, resident_mb, start, wait_ready
 
 LINK_READY_S, NODE_READY_S = 30.0, 120.0
 RUN_S = 3600.0
@@ -29,13 +29,18 @@ RUN_S = 3600.0
 
 @dataclass
 class Stage:
-    """The processes of a trial, by name; each can be killed and started again."""
+    """The processes of a trial, by name; each can be killed and started again.
+
+    `commands` name nodes that are started by another command of Python's than `-m discreet`.
+    """
 
     cast: Cast
     logs: Path
+    commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     link: Started | None = None
     witness: Started | None = None
     nodes: dict[str, Started] = field(default_factory=dict)
+    runs: list[Started] = field(default_factory=list)
     ready_s: dict[str, float] = field(default_factory=dict)
 
     def start_link(self) -> None:
@@ -55,7 +60,8 @@ class Stage:
     def start_node(self, name: str) -> None:
         """Start an organisation's node."""
         policy = str(self.cast.of(name) / "policy.toml")
-        self.nodes[name] = start(name, "join", "--policy", policy, logs=self.logs)
+        command = self.commands.get(name, COMMAND)
+        self.nodes[name] = start(name, "join", "--policy", policy, logs=self.logs, command=command)
 
     def everybody(self) -> list[Started]:
         """All processes that were started."""
@@ -70,20 +76,22 @@ class Stage:
         """Start `discreet run` in a process of its own."""
         scenario = str(self.cast.folder / "scenario.toml")
         given = arguments or (scenario, "--out", str(out))
-        return start("run", "run", *given, "--consortium", str(self.cast.consortium), "--json", logs=self.logs)
+        run = start("run", "run", *given, "--consortium", str(self.cast.consortium), "--json", logs=self.logs)
+        self.runs.append(run)
+        return run
 
     def stop(self) -> None:
-        """Take everything down, the nodes first."""
-        for one in reversed(self.everybody()):
+        """Take everything down, runs first, then the nodes."""
+        for one in reversed([*self.everybody(), *self.runs]):
             one.stop()
 
 
 @contextmanager
-def staged(cast: Cast) -> Iterator[Stage]:
+def staged(cast: Cast, *, commands: Mapping[str, tuple[str, ...]] | None = None) -> Iterator[Stage]:
     """Start link, witness and nodes; wait until all are ready; take them down at the end, whatever happened."""
     logs = cast.folder / "logs"
     logs.mkdir(exist_ok=True)
-    stage = Stage(cast=cast, logs=logs)
+    stage = Stage(cast=cast, logs=logs, commands=commands or {})
     try:
         stage.start_link()
         stage.start_witness()
