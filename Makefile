@@ -24,7 +24,7 @@ demo: $(READY)  ## train a CNN across ten virtual organisations under differenti
 test: $(READY) lint  ## lint, then run the tests (under 10 minutes on two cores)
 	$(RUN)/python -m pytest
 
-test-slow: $(READY)  ## the tests that take minutes: the accuracy of the shipped scenarios
+test-slow: $(READY)  ## the tests that take minutes: accuracy of the shipped scenarios, lies and outages of a deployment
 	$(RUN)/python -m pytest -m slow -n 0
 
 test-ray: .venv-ray/.ready  ## the tests on a real Ray, in an environment of their own with the extra

@@ -16,7 +16,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,9 +25,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 
 from client.owner import Owner
-from client.trainer import Trainer
-from common.config import Scenario, parse
-from common.errors import DiscreetError, ModelRefusedError, RefusedError, ScenarioError, WireError
+from client.resident import scenario_in, trainer_of
+from common.config import Scenario
+from common.errors import DiscreetError, RefusedError, WireError
 from common.messages import Order, Refusal
 from common.shards import Shard, open_shard
 from common.wire import Frame, Scalar, decode_order, encode_report
@@ -48,7 +47,7 @@ def train(message: Message, context: Context) -> Message:
     try:
         order, scenario = _order(message), _scenario(context)
         _refuse_foreign(order, context)
-        trainer = _trainer(scenario)
+        trainer = trainer_of(scenario)
         with _charged(order, scenario, context):  # whatever can be refused without a record was refused above
             report = trainer.train(order, _shard(order, context))
     except RefusedError as error:
@@ -56,7 +55,7 @@ def train(message: Message, context: Context) -> Message:
         return Message(Error(REFUSED, error.word.value), reply_to=message)
     except Exception:
         log.exception("order failed")
-        _trainer.cache_clear()  # the resident model may be in any state
+        trainer_of.cache_clear()  # the resident model may be in any state
         return Message(Error(REFUSED, Refusal.FAILED.value), reply_to=message)
     frame = encode_report(report)
     content = RecordDict(
@@ -72,7 +71,7 @@ def train(message: Message, context: Context) -> Message:
 def warm(run_config: UserConfig) -> None:
     """Build the resident model before the first order comes; a model that is unfit is refused when it does."""
     with contextlib.suppress(RefusedError):
-        _trainer(_parse(str(run_config["scenario"])))
+        trainer_of(scenario_in(str(run_config["scenario"])))
 
 
 def order_in(message: Message, *, weights_P: npt.NDArray[Any]) -> Order:
@@ -97,23 +96,11 @@ def reservation(order: Order) -> ConfigRecord:
     return ConfigRecord({"run": order.run, "round": order.round, "attempt": order.attempt, "client": order.client})
 
 
-_parse = lru_cache(maxsize=4)(parse)
-
-
 def _scenario(context: Context) -> Scenario:
     try:
-        return _parse(str(context.run_config["scenario"]))
-    except (ScenarioError, KeyError) as error:
+        return scenario_in(str(context.run_config["scenario"]))
+    except KeyError as error:
         raise RefusedError(Refusal.MALFORMED, str(error)) from error
-
-
-@lru_cache(maxsize=1)
-def _trainer(scenario: Scenario) -> Trainer:
-    """The resident trainer of this process."""
-    try:
-        return Trainer(scenario)
-    except ModelRefusedError as error:
-        raise RefusedError(Refusal.MODEL_UNFIT, str(error)) from error
 
 
 def _order(message: Message) -> Order:

@@ -22,7 +22,7 @@ from client import policy as policies
 from client.budget import Agreement, Budget, agreements
 from client.cosigning import WAIT_S, Cosigner, refuse_unwitnessable, refuse_unwitnessed
 from client.policy import Policy
-from client.proposals import Proposal, objections, objections_without_privacy
+from client.proposals import objections, objections_without_privacy, proposed
 from common.config import Scenario
 from common.errors import DiscreetError, RefusedError
 from common.ledger import Ledger
@@ -182,19 +182,7 @@ class Owner:
     def _claim(self, scenario: Scenario, run: str) -> _Claim:
         plan = _plan(scenario, self._policy.data.records, run)
         (agreement,) = agreements(plan, [self._policy.data.lineage]).values()
-        proposal = Proposal(
-            run=run,
-            event=plan.accounts[0].event,
-            metrics_event=plan.accounts[0].metrics_event,
-            participations=agreement.participations,
-            max_grad_norm=agreement.mechanism.max_grad_norm,
-            model=scenario.model.name,
-            cohort=scenario.server.cohort,
-            metrics=scenario.privacy.metrics,
-            code=provenance().code,
-            unit_column=scenario.privacy.unit_column,
-        )
-        return _Claim(agreement=agreement, reasons=objections(self._policy, proposal))
+        return _Claim(agreement=agreement, reasons=objections(self._policy, proposed(scenario, plan)))
 
     def _refuse_outside(self, claim: _Claim, run: str) -> None:
         if not claim.reasons:

@@ -18,13 +18,13 @@ from client.budget import Agreement, agreements
 from client.own_data import layout_digest
 from client.owner import terms_of
 from client.policy import Policy
-from client.proposals import Proposal, objections, objections_without_privacy
+from client.proposals import objections, objections_without_privacy, proposed
 from common.config import Scenario
 from common.errors import AccountingError, LedgerError, PlanRefusedError, ScenarioError
 from common.privacy.accounting import bound
 from common.privacy.admission import Admission, account_order, admission
 from common.privacy.events import merged
-from common.privacy.plan import Plan, make_plan
+from common.privacy.plan import make_plan
 from common.privacy.renyi_filter import filter_epsilon
 from common.transparency.books import Account, Books
 from common.transparency.provenance import provenance
@@ -164,26 +164,11 @@ def _judged(scenario: Scenario, owner: Policy, account: Account) -> tuple[tuple[
     except (AccountingError, ScenarioError, PlanRefusedError) as error:
         return (str(error),), None
     (agreement,) = agreements(plan, [owner.data.lineage]).values()
-    reasons = objections(owner, _proposal(plan, scenario, agreement))
+    reasons = objections(owner, proposed(scenario, plan))
     terms = [*account.terms, terms_of(owner)]
     answer = admission(Account(terms=terms, runs=account.runs), agreement.events, wanted=agreement.participations)
     spent = bound(tuple(event.times(agreement.participations) for event in agreement.events), delta=terms[-1].delta)
     return reasons, _Cost(agreement=agreement, epsilon=spent, admission=answer)
-
-
-def _proposal(plan: Plan, scenario: Scenario, agreement: Agreement) -> Proposal:
-    return Proposal(
-        run=plan.run,
-        event=plan.accounts[0].event,
-        metrics_event=plan.accounts[0].metrics_event,
-        participations=agreement.participations,
-        max_grad_norm=agreement.mechanism.max_grad_norm,
-        model=scenario.model.name,
-        cohort=scenario.server.cohort,
-        metrics=scenario.privacy.metrics,
-        code=provenance().code,
-        unit_column=scenario.privacy.unit_column,
-    )
 
 
 def _run(cost: _Cost, owner: Policy) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 from client.policy import OPENNESS, Metrics, Policy
 from common import checks
+from common.config import Scenario
 from common.errors import AccountingError
 from common.privacy.accounting import epsilon
 from common.privacy.events import SampledGaussian, Unit
+from common.privacy.plan import Plan
+from common.transparency.provenance import provenance
 
 Rule = tuple[bool, str, object, object]  # does it hold, what it is about, expected, got
 
@@ -51,6 +54,23 @@ class Proposal:
     def events(self) -> tuple[SampledGaussian, ...]:
         """What one participation does, all of it."""
         return (self.event,) if self.metrics_event is None else (self.event, self.metrics_event)
+
+
+def proposed(scenario: Scenario, plan: Plan) -> Proposal:
+    """Return what a scenario would do with one owner's data, whose plan this is."""
+    account = plan.accounts[0]
+    return Proposal(
+        run=plan.run,
+        event=account.event,
+        metrics_event=account.metrics_event,
+        participations=account.reserved,
+        max_grad_norm=plan.max_grad_norm,
+        model=scenario.model.name,
+        cohort=scenario.server.cohort,
+        metrics=scenario.privacy.metrics,
+        code=provenance().code,
+        unit_column=scenario.privacy.unit_column,
+    )
 
 
 def objections(policy: Policy, proposal: Proposal) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ from common import bundle
 from simulations.trials.processes import Started
 from simulations.trials.trial import finished
 
+pytestmark = pytest.mark.slow  # minutes of real processes: `make test-slow`
+
 TEXT = SCENARIO.replace("[server]", "[server]\ncohort = 3\nmax_participations = 3")
 RESERVED = 5  # three rounds and two spare ones
 

@@ -20,6 +20,8 @@ from proxy import Proxy, proxied
 from client.witness import cosigned_file
 from simulations.trials.processes import wait_ready
 
+pytestmark = pytest.mark.slow  # minutes of real processes: `make test-slow`
+
 ONE, TWO, THREE = "organisation-1", "organisation-2", "organisation-3"
 MANY = {"training__local_steps": LONG}
 CUT_S = 20.0
@@ -62,7 +64,6 @@ def charged(place: Place, run) -> list[int]:
     return [0 if one is None else one.charged for one in found]
 
 
-@pytest.mark.slow
 def test_a_network_cut_of_20_s_loses_nothing(scene: Scene):
     """A proxy that stops forwarding in mid-training: all replies come, and nobody trains twice."""
     place = scene.place
@@ -143,7 +144,6 @@ class Backup:
             shutil.copyfile(self.folder / file.name, file)
 
 
-@pytest.mark.slow
 def test_a_ledger_of_yesterday_is_refused_by_the_owners_memory_and_by_the_witness(scene: Scene, tmp_path):
     """A node does not start on an older copy; where its memory is as old, the witness tells. The others go on."""
     place = scene.place

@@ -30,6 +30,7 @@ from client.node.work import (
 from client.own_data import open_source, refuse_other_layout
 from client.owner import Owner
 from client.policy import load
+from client.resident import scenario_in, trainer_of
 from client.trainer import Trainer
 from client.witness import Witness
 from common import flat
@@ -40,9 +41,7 @@ from common.data_table import Data
 from common.errors import (
     DataMissingError,
     DiscreetError,
-    ModelRefusedError,
     RefusedError,
-    ScenarioError,
     SettingsError,
     WireError,
 )
@@ -96,12 +95,12 @@ class Desk:
         """Say what stands against a run; nothing is charged and no record is read."""
         purpose = ""
         try:
-            scenario = _scenario(request.scenario)
+            scenario = scenario_in(request.scenario)
             purpose = scenario.run.purpose
             self._refuse_other_layout(scenario)
             refusal = self._owner().offer(scenario, request.run)
             if refusal is None:
-                _trainer(scenario)  # it is built before the first order comes, or refused
+                trainer_of(scenario)  # it is built before the first order comes, or refused
         except RefusedError as error:
             log.warning("run %s: %s", request.run[:8], error)
             refusal = error.word
@@ -116,9 +115,9 @@ class Desk:
     def train(self, request: Train, *, send: Callable[[Response], None], receive: Callable[[], Request]) -> None:
         """Carry out an order: charged, trained, stored, settled."""
         try:
-            order, scenario = _order(request), _scenario(request.scenario)
+            order, scenario = _order(request), scenario_in(request.scenario)
             self._refuse_other_layout(scenario)
-            trainer = _trainer(scenario)
+            trainer = trainer_of(scenario)
             with self._owner().charged(order, scenario):
                 send(Began())
                 frame = encode_report(trainer.train(order, self._shard(scenario)))
@@ -130,7 +129,7 @@ class Desk:
             raise  # the node is gone
         except Exception:
             log.exception("order failed")
-            _trainer.cache_clear()  # the resident model may be in any state
+            trainer_of.cache_clear()  # the resident model may be in any state
             send(Refused(word=Refusal.FAILED, why="the trace above says at what"))
         else:
             send(Done())
@@ -191,23 +190,6 @@ def _order(request: Train) -> Order:
         return decode_order(Frame(scalars=dict(request.scalars), array=weights_P))
     except WireError as error:
         raise RefusedError(Refusal.MALFORMED, str(error)) from error
-
-
-@lru_cache(maxsize=4)
-def _scenario(text: str) -> Scenario:
-    try:
-        return parse(text)
-    except ScenarioError as error:
-        raise RefusedError(Refusal.MALFORMED, str(error)) from error
-
-
-@lru_cache(maxsize=1)
-def _trainer(scenario: Scenario) -> Trainer:
-    """The resident trainer of this process."""
-    try:
-        return Trainer(scenario)
-    except ModelRefusedError as error:
-        raise RefusedError(Refusal.MODEL_UNFIT, str(error)) from error
 
 
 @lru_cache(maxsize=2)
