@@ -5,6 +5,7 @@
 
 The page is one HTML file that asks no network for anything and runs no script; the same ledger gives the same bytes.
 Its words are in `templates/report.html`. Every figure is rounded against us: what was spent up, what is left down.
+A little over 250 lines: what is refused, and what is shown, belong together.
 """
 
 from dataclasses import dataclass
