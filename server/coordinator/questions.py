@@ -1,7 +1,9 @@
 """Questions to organisations: what they would bring to a run, and that it is over.
 
-offer   each organisation declares its number of records, its policy's digest, and whether it would take part
-end     each one closes the run in its ledger: what it reserved and did not use is free again
+    offer   each organisation declares its number of records, its policy's digest, and whether it would take part
+    end     each one closes the run in its ledger: what it reserved and did not use is free again
+
+An answer that its sender did not sign is an answer that did not come.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """What a deployed run keeps in its folder beside what every run has: its identifier, and who takes part.
 
-run.json             the identifier, which stays when the run is resumed, the consortium and the purpose
-organisations.json   in the order of their numbers: name, records, digests of policy and code
+    run.json             the identifier, which stays when the run is resumed, the consortium and the purpose
+    organisations.json   in the order of their numbers: name, records, digests of policy and code
 
 Both are written whole, before the first order leaves.
 """

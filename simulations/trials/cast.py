@@ -1,9 +1,11 @@
 """Who plays in a trial: a consortium on this machine, each member with its own folder, keys, policy, ledger and data.
 
-consortium/                 the coordinator's
-NAME/                       an organisation's: identity/ policy.toml node.toml ledger.db data.npz state/
-witness/                    the witness's identity and store
-scenario.toml               with as many clients as there are organisations
+    consortium/                 the coordinator's
+    NAME/                       an organisation's: identity/ policy.toml node.toml ledger.db data.npz state/
+    witness/                    the witness's identity and store
+    scenario.toml               with as many clients as there are organisations
+
+All of it is in one folder, and nothing outside it is touched.
 """
 
 import shutil

@@ -1,8 +1,10 @@
 """A trial: a consortium is made, its processes start, one run goes through, and all is taken down.
 
-with staged(cast) as stage:
-stage.run()                      what `discreet run --json` says
-stage.nodes["organisation-1"]    a process to look at, or to kill
+    with staged(cast) as stage:
+        finished(stage.start_run(out=folder))     what `discreet run --json` says
+        stage.nodes["organisation-1"].kill()      a process to look at, or to kill
+
+Whatever happens within, no process is left behind.
 """
 
 import json
