@@ -57,11 +57,11 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowerRun:
-    """A run that the link knows: pending, starting, running or finished, and how it ended."""
+    """A run that the link knows, and its state: pending, starting or running, or how it ended."""
 
     id: int
-    status: str
-    ending: str
+    state: str
+    is_over: bool
 
 
 class _LinkToken:
@@ -99,21 +99,19 @@ class FlowerLink:
                 run_from_proto(run) for run in self._control.ListRuns(ListRunsRequest(limit=100)).run_dict.values()
             ]
         newest = sorted(found, key=lambda run: run.pending_at, reverse=True)
-        return [FlowerRun(id=run.run_id, status=run.status.status, ending=run.status.sub_status) for run in newest]
+        return [_flower_run(run) for run in newest]
 
-    def stop_run(self, run_id: int) -> bool:
-        """End a run; whether it was going on."""
-        if all(run.id != run_id or run.status == Status.FINISHED for run in self.runs()):
-            return False
+    def stop_run(self, run: FlowerRun) -> None:
+        """End a run that goes on."""
         with reached():
-            return bool(self._control.StopRun(StopRunRequest(run_id=run_id)).success)
+            self._control.StopRun(StopRunRequest(run_id=run.id))
 
     def end_orphans(self) -> None:
         """End the runs whose coordinator is gone: it was killed, and the link would wait a minute for its heartbeat."""
         for run in self.runs():
-            if run.status != Status.FINISHED:
+            if not run.is_over:
                 log.warning("Flower run %d was left by a coordinator that is gone; it is ended", run.id)
-                self.stop_run(run.id)
+                self.stop_run(run)
 
     def nodes(self) -> list[Node]:
         """Return the nodes that are registered."""
@@ -135,7 +133,7 @@ class FlowerLink:
                 f"The link gave the task of another run, or none (expected run {flower_run}). `discreet status` shows "
                 f"what is going on; `discreet stop` ends it."
             )
-        task = Task(self, str(answer.token), flower_run)
+        task = Task(self, str(answer.token))
         with task.alive():
             yield task
 
@@ -150,8 +148,8 @@ class FlowerLink:
 class Task:
     """The server's side of a Flower run, which this process has taken."""
 
-    def __init__(self, link: FlowerLink, token: str, flower_run: int) -> None:
-        self._link, self.token, self._flower_run = link, token, flower_run
+    def __init__(self, link: FlowerLink, token: str) -> None:
+        self._link, self.token = link, token
         self._over = threading.Event()
 
     @contextmanager
@@ -194,6 +192,11 @@ class Task:
                 client.PushTaskOutput(PushTaskOutputRequest(sub_status=ending, details=why))
             except (httpx.HTTPError, RunNotRunningException):
                 return
+
+
+def _flower_run(run: Run) -> FlowerRun:
+    is_over = run.status.status == Status.FINISHED
+    return FlowerRun(id=run.run_id, state=run.status.sub_status if is_over else run.status.status, is_over=is_over)
 
 
 @contextmanager

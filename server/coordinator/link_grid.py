@@ -22,7 +22,7 @@ from flwr.superlink.grid import HttpGrid
 from common.messages import Refusal
 from server.coordinator.flower_link import FlowerLink, Task, patient, reached
 
-MOST_PARTS = 32  # of an answer; ours have nine
+MOST_PARTS = 32  # of an answer; ours have three, and three more where the update is long
 PULL_BACKOFF_S = 0.05
 PULL_S = 0.5  # at a time, for the parts of one answer
 ANSWER_S = 120.0  # for all of an answer, from when it was seen

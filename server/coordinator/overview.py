@@ -8,8 +8,6 @@ from common.errors import RunFailedError
 from server.coordinator.flower_link import FlowerLink
 from server.link.settings import LinkFolder, read_link
 
-OVER = "finished"
-
 
 def table(consortium: Path) -> dict[str, Any]:
     """Return the organisations of the roster with their nodes' state, and the link's runs, newest first."""
@@ -21,9 +19,7 @@ def table(consortium: Path) -> dict[str, Any]:
         "organisations": [
             {"name": owner.name, "status": states.get(owner.node.encode(), "not registered")} for owner in known.owners
         ],
-        "runs": [
-            {"flower_run": run.id, "status": run.ending if run.status == OVER else run.status} for run in link.runs()
-        ],
+        "runs": [{"flower_run": run.id, "status": run.state} for run in link.runs()],
     }
 
 
@@ -50,7 +46,8 @@ def show(found: dict[str, Any]) -> None:
 def stop(consortium: Path) -> str:
     """End the run that goes on, or raise RunFailedError when there is none."""
     link = FlowerLink(read_link(LinkFolder(consortium)))
-    for run in link.runs():
-        if link.stop_run(run.id):
-            return f"Stopped run {run.id}. It can be resumed: discreet run --resume DIR"
-    raise RunFailedError("No run is going on.")
+    going_on = next((run for run in link.runs() if not run.is_over), None)
+    if going_on is None:
+        raise RunFailedError("No run is going on.")
+    link.stop_run(going_on)
+    return f"Stopped run {going_on.id}. It can be resumed: discreet run --resume DIR"
