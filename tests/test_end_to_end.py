@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from ledger_reader import charged, charges, entries, kinds, refused, settled
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -137,6 +138,27 @@ def wait_for_round(folder: Path, number: int, process: subprocess.Popen[str]) ->
     raise AssertionError(f"round {number} never began")
 
 
+def kill_in_mid_round(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
+    """SIGKILL a run in round `number` or later, after the round has begun and before its checkpoint is on disk.
+
+    The process is stopped while its files are looked at, so that what they say still holds when the signal comes.
+    """
+    wait_for_round(folder, number, process)
+    for _ in range(1000):
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        begun = int((folder / "checkpoint" / "attempts.txt").read_text().split()[-1])
+        with safe_open(folder / "checkpoint" / "state.safetensors", framework="pt") as saved:
+            done = int(saved.metadata()["round"])
+        if begun > done:
+            process.kill()
+            process.communicate()
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.002)
+    raise AssertionError("the run was never in the middle of a round")
+
+
 def test_one_full_batch_step_of_all_clients_is_one_central_step(tmp_path):
     """Federated averaging of full-batch gradient steps over equal shards equals gradient descent on all records."""
     text = NONE.replace("rounds = 8", "rounds = 1").replace("batch_size = 40", "batch_size = 2000, learning_rate = 0.5")
@@ -235,9 +257,7 @@ def test_a_run_killed_in_mid_round_resumes_bit_equal_without_privacy(tmp_path):
     """SIGKILL in round 5: the resumed run ends with the weights and the lines of an unbroken one."""
     text = NONE.replace("evaluate_every = 2", 'optimizer = "adam", ema_decay = 0.5, evaluate_every = 2')
     process = start(text, tmp_path / "broken")
-    wait_for_round(tmp_path / "broken", 5, process)
-    process.kill()
-    process.communicate()
+    kill_in_mid_round(tmp_path / "broken", 5, process)
     assert resume(tmp_path / "broken", None, watcher=Observer()).rounds == 8
     run(text, tmp_path / "whole")
     assert equal(tmp_path / "broken", tmp_path / "whole")
@@ -251,10 +271,7 @@ def test_a_run_killed_in_mid_round_resumes_bit_equal_without_privacy(tmp_path):
 def test_a_private_run_killed_in_mid_round_charges_the_lost_round_and_runs_it_as_a_spare(tmp_path):
     """SIGKILL in round 5: equal plan; the charges are the unbroken run's plus the lost round's, and so is epsilon."""
     process = start(RECORD, tmp_path / "broken")
-    wait_for_round(tmp_path / "broken", 5, process)
-    time.sleep(0.02)
-    process.kill()
-    process.communicate()
+    kill_in_mid_round(tmp_path / "broken", 5, process)
     ledger = tmp_path / "broken" / "ledger.db"
     plan = (tmp_path / "broken" / "plan.json").read_text()
     before = entries(ledger)
