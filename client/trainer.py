@@ -21,14 +21,13 @@ from common.config import Scenario
 from common.devices import device, seed_dropout
 from common.errors import RefusedError
 from common.messages import FloatArray, Order, Refusal, Report
-from common.models.registry import build
+from common.models.registry import model_of
 from common.optimizers import client_optimizer
 from common.privacy.clipping import clip, l2_norm
 from common.privacy.entropy import Entropy
 from common.privacy.plan import local_steps
 from common.seeds import derive
 from common.shards import Shard
-from common.tasks import task_of
 
 
 class Trainer:
@@ -44,7 +43,7 @@ class Trainer:
         keep_freed_memory()
         self._scenario = scenario
         self._device = device(scenario.engine)
-        model = build(scenario.model, task_of(scenario.data), seed=scenario.run.seed)
+        model = model_of(scenario)
         self._model: nn.Module = model.to(self._device).train()
         self._size = flat.size(model)
         self._optimizer = client_optimizer(model.parameters(), scenario.training)

@@ -89,6 +89,17 @@ class Engine(Table):
     scratch: str = ""
 
 
+class Audit(Table):
+    """`[audit]`: a pad for canaries, which everybody's model then has (`common.canaries`).
+
+    The pad alone changes nothing: canaries are put beside records by `discreet audit`, or by an owner whose policy
+    says so. Each canary's gradient is longer than the norm that it is clipped to, so that clipping shows.
+    """
+
+    canaries: Annotated[int, Field(gt=0, le=2**20, strict=True)]
+    gradient_norm: PositiveFloat = 10.0
+
+
 class Scenario(Table):
     """A whole scenario file."""
 
@@ -99,6 +110,7 @@ class Scenario(Table):
     server: Server
     privacy: Privacy
     engine: Engine = Engine()
+    audit: Audit | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -120,6 +132,9 @@ class Scenario(Table):
         epsilon = privacy.get("epsilon")
         if isinstance(epsilon, int | float) and epsilon > 0:
             privacy = {"budget": epsilon} | privacy
+        audit = tables.get("audit")
+        if audit is not None and isinstance(privacy.get("max_grad_norm", 1.0), int | float):
+            tables = tables | {"audit": {"gradient_norm": 10.0 * privacy.get("max_grad_norm", 1.0)} | audit}
         training = tables.get("training")
         if isinstance(training, dict) and not {"local_steps", "local_epochs"} & training.keys():
             tables["training"] = training | {"local_epochs": 1}
@@ -196,6 +211,7 @@ TABLES: dict[str, tuple[type[Table], ...]] = {
     "server": (Server,),
     "privacy": (Privacy,),
     "engine": (Engine,),
+    "audit": (Audit,),
 }
 
 

@@ -17,10 +17,9 @@ from flwr.serverapp import Grid, ServerApp
 from common import flat
 from common.config import Scenario, parse
 from common.errors import BudgetSpentError
-from common.models.registry import build
+from common.models.registry import model_of
 from common.privacy.plan_file import from_json_text
 from common.shards import open_test
-from common.tasks import task_of
 from server.evaluation import Evaluator
 from server.global_model import GlobalModel
 from server.run_folder import RunFolder
@@ -35,7 +34,7 @@ def main(grid: Grid, context: Context) -> None:
     scenario = parse(str(context.run_config["scenario"]))
     with closing(RunFolder(Path(str(context.run_config["run-folder"])))) as folder:
         plan = from_json_text((folder.path / "plan.json").read_text())
-        model = build(scenario.model, task_of(scenario.data), seed=scenario.run.seed)
+        model = model_of(scenario)
         strategy = PrivateAveraging(
             scenario=scenario,
             plan=plan,

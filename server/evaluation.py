@@ -14,7 +14,7 @@ from torch.nn import functional
 from common import flat
 from common.config import Scenario
 from common.devices import device
-from common.models.registry import build
+from common.models.registry import model_of
 from common.shards import Shard
 from common.tasks import task_of
 
@@ -28,7 +28,7 @@ class Evaluator:
         """Build a model of its own for evaluation."""
         self._task = task_of(scenario.data)
         self._device = device(scenario.engine)
-        self._model = build(scenario.model, self._task, seed=scenario.run.seed).to(self._device).eval()
+        self._model = model_of(scenario).to(self._device).eval()
         self._features = torch.tensor(test.features_ND)
         self._labels_N = torch.tensor(test.labels_N)
 

@@ -99,11 +99,12 @@ def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Out
 def _refuse_difference(begun: Scenario, given: Scenario) -> None:
     """Only what leaves the result as it was may differ."""
     old, new = begun.model_dump(), given.model_dump()
-    for table, values in old.items():
-        for key in values.keys() | new[table].keys():
-            if key not in MAY_CHANGE.get(table, ()) and values.get(key) != new[table].get(key):
+    for table in old:
+        values, others = old[table] or {}, new[table] or {}
+        for key in values.keys() | others.keys():
+            if key not in MAY_CHANGE.get(table, ()) and values.get(key) != others.get(key):
                 raise ScenarioError(
-                    f"{table}.{key}: the run was begun with {values.get(key)!r}, got {new[table].get(key)!r}. "
+                    f"{table}.{key}: the run was begun with {values.get(key)!r}, got {others.get(key)!r}. "
                     f"Resume it unchanged, or start a new run."
                 )
 

@@ -46,12 +46,11 @@ from common.errors import (
     WireError,
 )
 from common.messages import Mechanism, Order, Refusal
-from common.models.registry import build
+from common.models.registry import model_of
 from common.privacy.accounting import epsilon
 from common.privacy.events import SampledGaussian
 from common.shards import Shard
 from common.sources import Source
-from common.tasks import task_of
 from common.transparency.provenance import provenance
 from common.wire import Frame, decode_order, encode_report
 
@@ -84,7 +83,7 @@ class Desk:
         """Load and set up what the first run would have to wait for: the accountant, and a step on blank records."""
         epsilon((SampledGaussian(noise_multiplier=1.0, sampling_rate=Fraction(1, 2), steps=1),), delta=1e-5)
         scenario = parse(_WARMING_UP)
-        size = flat.size(build(scenario.model, task_of(scenario.data), seed=0))
+        size = flat.size(model_of(scenario))
         blank = Shard(features_ND=np.zeros((2, 1, 8, 8), np.float32), labels_N=np.zeros(2, np.int64))
         mechanism = Mechanism(sampling_rate=Fraction(1), noise_multiplier=1.0, max_grad_norm=1.0, steps=1)
         weights_P = np.zeros(size, np.float32)

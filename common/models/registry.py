@@ -10,13 +10,27 @@
 import torch
 from torch import nn
 
+from common.config import Scenario
 from common.errors import ScenarioError
 from common.model_tables import Cnn, CnnOpacus, Mlp, Transformer
 from common.models.convolutional import ConvolutionalNet, OpacusNet
+from common.models.pad import Padded
 from common.models.perceptron import Perceptron
 from common.models.transformer import TextTransformer
 from common.seeds import derive
-from common.tasks import Task
+from common.tasks import Task, task_of
+
+
+def model_of(scenario: Scenario) -> nn.Module:
+    """Return a scenario's model as all its processes have it: with a pad where the scenario is audited.
+
+    Guarantees:
+        The weights of the pad come last; all others are those of the same scenario without an audit.
+    """
+    body = build(scenario.model, task_of(scenario.data), seed=scenario.run.seed)
+    if scenario.audit is None:
+        return body
+    return Padded(body, canaries=scenario.audit.canaries, gradient_norm=scenario.audit.gradient_norm)
 
 
 def build(config: Cnn | CnnOpacus | Mlp | Transformer, task: Task, *, seed: int) -> nn.Module:

@@ -1,0 +1,1 @@
+"""`discreet audit`: attacks a run of a scenario's model, through the real trainer."""
