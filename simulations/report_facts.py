@@ -17,9 +17,10 @@ from common.privacy.admission import account_order
 from common.privacy.events import History, merged
 from common.privacy.odds import Pair, best_guess, largest_posterior, most_hits
 from common.transparency.books import Account, Run
-from common.transparency.entries import Approval, Audit, Opening, Provenance, Reserve, Terms
+from common.transparency.entries import Approval, Opening, Provenance, Reserve, Terms
 from common.transparency.export import Statement
 from common.transparency.verification import Balance, balances
+from simulations.report_audits import AuditFacts, audits_in
 
 ORGANISATIONS = (1, 2, 3)
 DELTAS = (
@@ -114,7 +115,7 @@ class LedgerFacts:
     account: AccountFacts
     changes: tuple[Change, ...]
     refusals: tuple[tuple[str, str, int, int], ...]
-    audits: tuple[Audit, ...]
+    audits: tuple[AuditFacts, ...]
     approvals: tuple[Approval, ...]
 
 
@@ -130,7 +131,7 @@ def facts(statement: Statement) -> LedgerFacts:
         account=_account(statement, ordered[0]),
         changes=tuple(_changes(statement)),
         refusals=_refusals(statement),
-        audits=tuple(audit for account in accounts.values() for audit in account.audits),
+        audits=audits_in(statement),
         approvals=tuple(approval for account in accounts.values() for approval in account.approvals),
     )
 

@@ -22,6 +22,7 @@ from common.privacy.renyi_filter import filter_epsilon, filter_order
 from common.transparency import drafts, export
 from common.transparency.drafts import Charge
 from common.transparency.entries import Terms
+from common.transparency.provenance import provenance
 from simulations import report, report_charts
 from simulations.report_facts import best_guess, facts, most_hits
 
@@ -255,6 +256,26 @@ def test_changes_and_refusals_and_audits_are_shown(tmp_path):
     assert "one-run test: not refuted at 95 %" in words
     assert "1 recorded audit" in words
     assert "run-1 approved Dr Grey a trial" in words
+
+
+def test_an_audit_shows_its_verdict_its_bounds_and_whose_code_it_attacked(tmp_path):
+    """Noted on two accounts at once it is one line; another code than the one that charged is said in bold."""
+    path = one_run(tmp_path / "l.db")
+    found = {
+        "kind": "offline", "verdict": "not refuted", "confidence": "0.9999", "claimed_epsilon": "2.5",
+        "delta": "1e-05", "lower_bound_f_dp": "1.75", "lower_bound_steinke": "0.5", "lower_bound_gaussian": "2.25",
+        "canaries": "1000", "rounds": "120", "code": provenance().code, "libraries": "torch=2",
+    }  # fmt: skip
+    with closing(Ledger(path)) as ledger:
+        ledger.open_accounts({"neurology": terms()})
+        for account in ("cardiology", "neurology"):
+            ledger.audited(account, "run-9", found)
+        ledger.audited("cardiology", "run-10", found | {"verdict": "REFUTED by noise", "code": "f" * 64})
+    words = read(report.render(path)).text
+    assert "cardiology and 1 more run run-9: 1000 canaries, 120 rounds (offline) 2.5" in words
+    assert "1.75 (f-DP), 0.5 (Steinke), 2.25 (Gaussian estimate) not refuted" in words
+    assert f"{provenance().code[:8]}, the one that charged" in words
+    assert "REFUTED by noise ffffffff, not the one that charged" in words
 
 
 def test_what_is_spent_beyond_a_lowered_budget_is_said(tmp_path):
