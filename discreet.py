@@ -183,6 +183,41 @@ def bench(
         catalogue.show(name, figures, repeats=turns)
 
 
+@app.command(epilog="Example: discreet audit simulations/scenarios/digits.toml")
+def audit(
+    scenario: ScenarioFile,
+    overrides: Overrides = None,
+    canaries: Annotated[int, typer.Option(min=2, help="How many canaries; more find less.")] = 1_000,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME-audit-DATE.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="A ledger in which the verdict is noted too, on all its accounts.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack the training of a scenario: does the claimed epsilon survive?
+
+    The real trainer is run on canaries, rows whose gradients are known, and whoever sees every update guesses which of
+    them were in. Exit code 1 when the claim is refuted. No private data are read.
+    """
+    from common.config import load
+    from simulations.engine import nursery
+
+    given = load(scenario, overrides or ())
+    nursery.prepare(given)
+    from simulations import progress
+    from simulations.audit import audit as audits
+    from simulations.audit.show import show
+
+    with progress.watcher() as watcher:
+        made = audits.audit(given, canaries=canaries, out=out, ledger=ledger, watcher=watcher)
+    if as_json:
+        typer.echo(json.dumps(made.to_json()))
+    else:
+        show(made)
+    if made.findings.is_refuted:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: discreet report runs/digits-20261122-080000 --out digits.html")
 def report(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_LEDGER", help="A run's folder, a ledger or an export.")],

@@ -63,21 +63,46 @@ def simulate(
     """Run a scenario in a new folder, on a ledger of its own or one that is named; `connect` brings another grid."""
     if connect is None:
         _refuse_missing_engine(scenario)
-    folder = out or Path("runs") / f"{scenario.run.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BadInputError(
-            f"{folder}: expected a folder that is new or empty. Name another with --out, or --resume it."
-        )
+    _refuse_used(folder := out or new_folder(scenario))
     run_ledger.refuse_unfit(ledger, scenario)
     dataset = datasets.load(scenario)  # a data set that is missing is reported before anything is written
     plan = plan_of(scenario)
+    return simulate_planned(
+        scenario, plan, dataset, folder=folder, ledger=ledger, watcher=watcher, connect=connect or in_process
+    )
+
+
+def simulate_planned(
+    scenario: Scenario,
+    plan: Plan,
+    dataset: datasets.Dataset,
+    *,
+    folder: Path,
+    ledger: Path | None = None,
+    watcher: Observer,
+    connect: "Connect",
+) -> Outcome:
+    """Run what is planned already, on data that are there already, in a new folder."""
+    _refuse_used(folder)
     with checked(plan, scenario):
         import server.app  # noqa: F401 - with torch, which takes seconds: while the plan is checked
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "scenario.toml", dump(scenario))
     run_ledger.attach(folder, ledger, scenario)
     write_whole(folder / "plan.json", to_json(plan))
-    return _run(scenario, plan, dataset, folder, watcher, connect=connect or _in_process)
+    return _run(scenario, plan, dataset, folder, watcher, connect=connect)
+
+
+def new_folder(scenario: Scenario) -> Path:
+    """Return where a run goes that was given no folder."""
+    return Path("runs") / f"{scenario.run.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInputError(
+            f"{folder}: expected a folder that is new or empty. Name another with --out, or --resume it."
+        )
 
 
 def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Outcome:
@@ -93,7 +118,7 @@ def resume(folder: Path, scenario: Scenario | None, *, watcher: Observer) -> Out
         _refuse_difference(begun, scenario)
     _refuse_missing_engine(scenario or begun)
     dataset = datasets.load(begun)
-    return _run(scenario or begun, plan, dataset, folder, watcher, connect=_in_process, is_resumed=True)
+    return _run(scenario or begun, plan, dataset, folder, watcher, connect=in_process, is_resumed=True)
 
 
 def _refuse_difference(begun: Scenario, given: Scenario) -> None:
@@ -167,7 +192,7 @@ def _stopped_by_hand(folder: Path) -> Iterator[None]:
         raise RunFailedError(f"Stopped. Continue with: discreet simulate --resume {folder}") from error
 
 
-def _in_process(
+def in_process(
     stack: ExitStack, scenario: Scenario, run_config: "UserConfig", budget: "Budget | None"
 ) -> "tuple[Grid, Callable[[], None]]":
     """The grid of our own, on the scenario's engine."""

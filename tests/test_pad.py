@@ -162,3 +162,10 @@ def test_a_body_of_two_classes_is_enough():
     model = Padded(nn.Sequential(nn.Linear(3, 2)), canaries=1, gradient_norm=4.0)
     rows = torch.from_numpy(canary_rows(np.array([0]), np.array([True]), shape=(3,), dtype=np.dtype(np.float32)))
     assert model(rows).tolist() == [[-1e4, 0.0]]
+
+
+def test_dropout_within_attention_is_not_taken_for_mixing():
+    """The transformer drops inside attention too; words of one text look at each other, never at another text."""
+    text = TEXT.replace("layers = 1", "layers = 1, dropout = 0.5")
+    body = model_of(parse(text)).body.train()
+    assert mixing_layer(body, torch.tensor([[1, 3, 4, 5, 0, 0], [1, 6, 7, 8, 9, 2], [1, 2, 0, 0, 0, 0]])) is None

@@ -58,7 +58,7 @@ class Padded(nn.Module):
 def mixing_layer(model: nn.Module, features_BD: Tensor) -> str | None:
     """Return the first layer whose answer to a record depends on the records beside it, or None.
 
-    A canary's gradient would not be its own there. Dropout is left out: it looks at nobody.
+    A canary's gradient would not be its own there. Dropout drops the same in both passes: it looks at nobody.
 
     Args:
         model: a classifier in training mode.
@@ -74,18 +74,14 @@ def mixing_layer(model: nn.Module, features_BD: Tensor) -> str | None:
 def _answers(model: nn.Module, features_BD: Tensor) -> dict[str, Tensor]:
     """What each innermost layer returns, in the order of the calls."""
     found: dict[str, Tensor] = {}
-    dropouts = [layer for layer in model.modules() if isinstance(layer, nn.Dropout)]
     hooks = [
         layer.register_forward_hook(lambda _layer, _given, output, name=name: found.setdefault(name, output.detach()))
         for name, layer in model.named_modules()
         if name and not list(layer.children())
     ]
-    for layer in dropouts:
-        layer.eval()
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         model(features_BD)
-    for layer in dropouts:
-        layer.train()
     for hook in hooks:
         hook.remove()
     return found
