@@ -12,25 +12,19 @@ rounds. Records are replaced by synthetic rows, so that nobody's data is needed,
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from common.canaries import IDLE, SMALLEST_ROW, canary_rows
+from common.canaries import IDLE, SMALLEST_ROW
 from common.config import Audit, Scenario
 from common.errors import BadInputError, ModelRefusedError
-from common.model_tables import Transformer
-from common.privacy.entropy import Entropy
 from common.privacy.plan import local_steps
-from common.seeds import derive
-from common.shards import Shard
-from common.tasks import Task, task_of
+from common.tasks import task_of
+from simulations.audit.rows import Bools, coins, laid_out, record_shape, synthetic
 from simulations.datasets import Dataset
-from simulations.partition import declared_records, split
+from simulations.partition import declared_records
 
 VIEWS = 2
 ROWS = 80_000  # that the audited clients are trained on in all: some seconds on two cores
@@ -39,13 +33,9 @@ ORDERS = 1_200  # that canary clients carry out in all, likewise
 CANARY_CLIENTS = 400
 CLIENT_ROWS = 4
 PERSON_ROWS = 2
-TEST_ROWS = 32
 RECORDS_SHARE = 8  # a client with records has one for each so many canaries
 COARSEST = 4  # a sampling rate whose denominator is larger than so many times the units needed is rounded
 FARTHEST = 100.0  # that a canary's logit may come, far within what keeps its loss linear
-
-Rows = npt.NDArray[np.intp]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,9 +77,8 @@ def refuse_unpaddable(scenario: Scenario) -> None:
     from common.models.pad import mixing_layer
     from common.models.registry import build
 
-    task = task_of(scenario.data)
-    model = build(scenario.model, task, seed=scenario.run.seed).train()
-    if math.prod(_shape(scenario, task)) < SMALLEST_ROW:
+    model = build(scenario.model, task_of(scenario.data), seed=scenario.run.seed).train()
+    if math.prod(record_shape(scenario)) < SMALLEST_ROW:
         first = next(name for name, layer in model.named_modules() if list(layer.parameters(recurse=False)))
         raise ModelRefusedError(
             f"The pad cannot be added: layer {first} reads records of a single number, a canary needs {SMALLEST_ROW}. "
@@ -99,7 +88,7 @@ def refuse_unpaddable(scenario: Scenario) -> None:
         return  # a client's canaries are all its rows: there is nobody beside them
     import torch
 
-    layer = mixing_layer(model, torch.from_numpy(_synthetic(scenario, task, 3)[0]))
+    layer = mixing_layer(model, torch.from_numpy(synthetic(scenario, 3).features_ND))
     if layer is not None:
         raise ModelRefusedError(
             f"The pad cannot be added: layer {layer} mixes the records of a batch, so that a canary's gradient is not "
@@ -116,18 +105,18 @@ def _records(scenario: Scenario, canaries: int) -> Stage:
     batch = max(1, round(rate * units))
     steps, rounds = _length(steps, scenario.server.max_participations, orders=VIEWS, rows=batch)
     audited = _changed(scenario, clients=VIEWS, cohort=VIEWS, rounds=rounds, batch=batch, steps=steps, canaries=pad)
-    coins = np.stack([_coins(pad) for _ in range(VIEWS)])
+    is_in_KM = np.stack([coins(pad) for _ in range(VIEWS)])
     persons = scenario.privacy.unit_column is not None
 
     def fill(client: int, unit: int) -> int | None:
         """Which weight a unit of a client pulls at; None for a record."""
         if unit < pad:
-            return unit if coins[client, unit] else IDLE
+            return unit if is_in_KM[client, unit] else IDLE
         return IDLE if client == 0 else None
 
-    dataset = _dataset(audited, units=units, rows=PERSON_ROWS if persons else 1, fill=fill)
+    dataset = laid_out(audited, units=units, rows=PERSON_ROWS if persons else 1, fill=fill)
     return Stage(
-        scenario=audited, records=(units,) * VIEWS, dataset=dataset, is_in_KM=coins, quiet=(0,),
+        scenario=audited, records=(units,) * VIEWS, dataset=dataset, is_in_KM=is_in_KM, quiet=(0,),
         rounds=scenario.run.rounds,
     )  # fmt: skip
 
@@ -141,12 +130,12 @@ def _clients(scenario: Scenario, canaries: int) -> Stage:
     audited = _changed(
         scenario, clients=clients, cohort=cohort, rounds=rounds, batch=CLIENT_ROWS, steps=1, canaries=clients
     )
-    coins = _coins(clients)[None]
-    dataset = _dataset(
-        audited, units=1, rows=CLIENT_ROWS, fill=lambda client, _unit: client if coins[0, client] else IDLE
+    is_in_KM = coins(clients)[None]
+    dataset = laid_out(
+        audited, units=1, rows=CLIENT_ROWS, fill=lambda client, _unit: client if is_in_KM[0, client] else IDLE
     )
     return Stage(
-        scenario=audited, records=(CLIENT_ROWS,) * clients, dataset=dataset, is_in_KM=coins, quiet=(0,),
+        scenario=audited, records=(CLIENT_ROWS,) * clients, dataset=dataset, is_in_KM=is_in_KM, quiet=(0,),
         rounds=scenario.run.rounds,
     )  # fmt: skip
 
@@ -216,53 +205,3 @@ def _changed(
             "audit": Audit(canaries=canaries, gradient_norm=10 * norm),
         }
     )  # fmt: skip
-
-
-def _coins(count: int) -> Bools:
-    """Fair coins of the operating system."""
-    is_in_M = np.zeros(count, bool)
-    is_in_M[Entropy().bernoulli(count, probability=Fraction(1, 2))] = True
-    return is_in_M
-
-
-def _dataset(scenario: Scenario, *, units: int, rows: int, fill: Callable[[int, int], int | None]) -> Dataset:
-    """Rows for each client, laid where the split will find them.
-
-    Args:
-        scenario: the audited one.
-        units: of each client.
-        rows: of each unit.
-        fill: which weight a client's unit pulls at, IDLE, or None for a record.
-    """
-    task, total = task_of(scenario.data), scenario.data.clients * units * rows
-    features, labels = _synthetic(scenario, task, total)
-    persons = scenario.privacy.unit_column is not None
-    owner_N = np.repeat(np.arange(total // rows), rows) if persons else None
-    train = Shard(features_ND=features, labels_N=labels, units_N=owner_N)
-    test = _synthetic(scenario, task, TEST_ROWS)
-    dataset = Dataset(train=train, test=Shard(features_ND=test[0].copy(), labels_N=test[1].copy()))
-    for client, mine in enumerate(split(scenario, dataset)):
-        weights = [fill(client, unit) for unit in range(units)]
-        at = np.array([position for position, weight in enumerate(weights) if weight is not None])
-        pulled = np.array([weight for weight in weights if weight is not None], np.int64)
-        places = mine.reshape(units, rows)[at].reshape(-1)
-        repeated = np.repeat(pulled, rows)
-        features[places] = canary_rows(repeated, repeated != IDLE, shape=features.shape[1:], dtype=features.dtype)
-        labels[places] = 0
-    return dataset
-
-
-def _synthetic(scenario: Scenario, task: Task, count: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Random records of the scenario's shape and type, and random classes."""
-    generator = np.random.default_rng(derive(scenario.run.seed, "audit"))
-    labels = generator.integers(task.classes, size=count)
-    shape = _shape(scenario, task)
-    if isinstance(scenario.model, Transformer):
-        return generator.integers(1, scenario.model.vocabulary, size=(count, *shape)), labels
-    return generator.normal(size=(count, *shape)).astype(np.float32), labels
-
-
-def _shape(scenario: Scenario, task: Task) -> tuple[int, ...]:
-    if isinstance(scenario.model, Transformer):
-        return (scenario.model.tokens,)
-    return task.image_shape if task.image_shape is not None else (task.width or 1,)
