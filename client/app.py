@@ -24,6 +24,8 @@ import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
+from client.live.rows import refuse_marked
+from client.live.watch import Watch
 from client.owner import Owner
 from client.resident import scenario_in, trainer_of
 from common.config import Scenario
@@ -48,8 +50,10 @@ def train(message: Message, context: Context) -> Message:
         order, scenario = _order(message), _scenario(context)
         _refuse_foreign(order, context)
         trainer = trainer_of(scenario)
-        with _charged(order, scenario, context):  # whatever can be refused without a record was refused above
-            report = trainer.train(order, _shard(order, context))
+        with _charged(order, scenario, context) as watch:  # whatever can be refused without a record was refused above
+            report = trainer.train(order, _shard(order, scenario, context, watch))
+            if watch is not None:
+                watch.note(order, report)
     except RefusedError as error:
         log.warning("order refused: %s", error)
         return Message(Error(REFUSED, error.word.value), reply_to=message)
@@ -129,7 +133,7 @@ _last = _Decoded()
 
 
 @contextlib.contextmanager
-def _charged(order: Order, scenario: Scenario, context: Context) -> Iterator[None]:
+def _charged(order: Order, scenario: Scenario, context: Context) -> Iterator[Watch | None]:
     """Charge an order, durably, before any record is read, and settle it when it is done.
 
     A node that has a policy decides by it, whatever the coordinator's scenario says of privacy.
@@ -137,7 +141,7 @@ def _charged(order: Order, scenario: Scenario, context: Context) -> Iterator[Non
     names = {"policy", "ledger"} & context.node_config.keys()
     is_charged = context.state.get("reservation") == reservation(order)
     if not names and (is_charged or scenario.privacy.unit != "record"):
-        yield
+        yield None
         return
     if len(names) < 2:  # noqa: PLR2004 - both of them
         raise RefusedError(Refusal.NOT_RECORDED, "the node's configuration names no policy, or no ledger")
@@ -147,8 +151,8 @@ def _charged(order: Order, scenario: Scenario, context: Context) -> Iterator[Non
         owner = Owner(policy=policy, ledger=ledger, memory=None if seen is None else Path(str(seen)))
     except (OSError, DiscreetError) as error:
         raise RefusedError(Refusal.NOT_RECORDED, str(error)) from error
-    with owner.charged(order, scenario):
-        yield
+    with owner.charged(order, scenario) as watch:
+        yield watch
 
 
 def _refuse_foreign(order: Order, context: Context) -> None:
@@ -156,8 +160,12 @@ def _refuse_foreign(order: Order, context: Context) -> None:
         raise RefusedError(Refusal.NOT_IN_PLAN, "the order is for another client")
 
 
-def _shard(order: Order, context: Context) -> Shard:
+def _shard(order: Order, scenario: Scenario, context: Context, watch: Watch | None) -> Shard:
+    """The client's rows, and canaries beside them; an owner's carry no mark, those of a simulated audit do."""
     try:
-        return open_shard(Path(str(context.node_config["shards"])), order.client)
+        mine = open_shard(Path(str(context.node_config["shards"])), order.client)
     except (OSError, KeyError, IndexError, ValueError) as error:
         raise RefusedError(Refusal.DATA_UNFIT, str(error)) from error
+    if scenario.audit is not None and "policy" in context.node_config:
+        refuse_marked(mine)
+    return mine if watch is None else watch.beside(mine)

@@ -3,8 +3,8 @@
 The coordinator's scenario and order are a proposal. The owner works out from its own declared number of records what
 the scenario means for it, and takes no figure of the coordinator's on trust.
 
-    with owner.charged(order, scenario):    charged, durable and cosigned: only now may a record be read
-        report = trainer.train(order, shard)
+    with owner.charged(order, scenario) as watch:    charged, durable and cosigned: only now may a record be read
+        report = trainer.train(order, shard)         beside them canaries, where there is a watch (`client.live`)
 
 Where the policy names a witness, it has cosigned the ledger before anything is written to it, since one charge on a
 copy from yesterday would fork it, and again after the charge, before anything is read.
@@ -21,6 +21,8 @@ from pathlib import Path
 from client import policy as policies
 from client.budget import Agreement, Budget, agreements
 from client.cosigning import WAIT_S, Cosigner, refuse_unwitnessable, refuse_unwitnessed
+from client.live.room import room_in
+from client.live.watch import Watch, watched
 from client.policy import Policy
 from client.proposals import objections, objections_without_privacy, proposed
 from common.config import Scenario
@@ -80,10 +82,9 @@ class Owner:
         """The owner's, as its policy says."""
         return self._policy.owner
 
-    @property
-    def records(self) -> int:
-        """The declared, public number of records, or of persons where they are the unit."""
-        return self._policy.data.records
+    def units(self, scenario: Scenario) -> int:
+        """Return N of a run: the declared, public number of records, or of persons, and of canaries beside them."""
+        return self._policy.units(room_in(scenario))
 
     @property
     def policy_digest(self) -> str:
@@ -91,26 +92,27 @@ class Owner:
         return self._policy.digest
 
     @contextmanager
-    def charged(self, order: Order, scenario: Scenario) -> Iterator[None]:
+    def charged(self, order: Order, scenario: Scenario) -> Iterator[Watch | None]:
         """Charge an order before what stands within is done, and settle it after; RefusedError when it is refused.
 
-        What fails within stays charged in full, and so does what no witness cosigned.
+        What fails within stays charged in full, and so does what no witness cosigned. Coins are on the disk before.
         """
         if scenario.privacy.unit != "record":
             self._refuse_unprotected(scenario)
             log.warning("run %s, round %d: trains WITHOUT privacy; nothing is charged", order.run, order.round)
-            yield
+            yield None
             return
         with _recorded():
             self._refuse_unwitnessed()
             budget = self._budget(order, scenario)
+            watch = self._watch(order.run, scenario)
             (refusal,) = budget.reserve([order])
         if refusal is not None:
             raise RefusedError(refusal)
         try:
             with _recorded():
                 self._refuse_unwitnessed()
-            yield
+            yield watch
         except BaseException:
             budget.settle([], [order])
             raise
@@ -180,9 +182,15 @@ class Owner:
         return budget
 
     def _claim(self, scenario: Scenario, run: str) -> _Claim:
-        plan = _plan(scenario, self._policy.data.records, run)
+        plan = _plan(scenario, self.units(scenario), run)
         (agreement,) = agreements(plan, [self._policy.data.lineage]).values()
         return _Claim(agreement=agreement, reasons=objections(self._policy, proposed(scenario, plan)))
+
+    def _watch(self, run: str, scenario: Scenario) -> Watch | None:
+        """The run's canaries; none where nothing of it was admitted: a flood of runs fills no disk."""
+        if (held := self._ledger.books.accounts[self._policy.data.lineage].runs.get(run)) is None:
+            return None
+        return watched(self._policy, scenario, run, ledger=self._ledger.path, is_begun=held.charged > 0)
 
     def _refuse_outside(self, claim: _Claim, run: str) -> None:
         if not claim.reasons:
@@ -234,9 +242,9 @@ def _opened(ledger: Path, memory: Path | None, pid: int) -> Ledger:
 
 
 @lru_cache(maxsize=16)
-def _plan(scenario: Scenario, records: int, run: str) -> Plan:
-    """What the scenario means for an owner with so many records; what cannot be planned or counted is outside."""
+def _plan(scenario: Scenario, units: int, run: str) -> Plan:
+    """What the scenario means for an owner with so many units; what cannot be planned or counted is outside."""
     try:
-        return make_plan(scenario, records=(records,), run=run)
+        return make_plan(scenario, records=(units,), run=run)
     except DiscreetError as error:
         raise RefusedError(Refusal.OUTSIDE_POLICY, str(error)) from error

@@ -8,7 +8,8 @@ r"""An owner's policy: what may be done with its data, by whoever asks.
 
 A TOML file on the owner's disk. The coordinator proposes; the owner's process accepts the proposal as it is or refuses
 it, and never alters one. What cannot be read, or is of a newer version, permits nothing. `Policy.digest` names a policy
-in the ledger: a key that is added, renamed or read differently needs a new `version`.
+in the ledger: a key that is added, renamed or read differently needs a new `version`, except for one whose absence and
+whose default mean what the version meant without it (`[audit]`), and which the digest then leaves out.
 What it has against a proposal stands in `client.proposals`. Long, since the file's layout, the starter that shows it
 and the sentences that explain it change together.
 """
@@ -23,7 +24,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from common.errors import PolicyError
 from common.model_tables import PositiveFloat, PositiveInt, Table
@@ -162,6 +170,16 @@ class Limits(Table):
     without_privacy: Annotated[bool, Field(strict=True)] = False
 
 
+class Audit(Table):
+    """`[audit]`: the live audit, with canaries beside the records (`client.live`).
+
+    Args:
+        canaries: at most so many, in runs whose scenario has a pad for them; 0: none is ever put in.
+    """
+
+    canaries: Annotated[int, Field(ge=0, le=2**20, strict=True)] = 0
+
+
 class Policy(Table):
     """A whole policy file."""
 
@@ -170,16 +188,34 @@ class Policy(Table):
     data: Data
     budget: Budget
     limits: Limits
+    audit: Audit = Audit()
 
     @model_validator(mode="after")
     def _delta_fits(self) -> Self:
-        delta, records = self.budget.delta, self.data.records
-        if delta > 1 / records:
+        delta, most = self.budget.delta, self.data.records + self.audit.canaries
+        if delta > 1 / most:
+            of = "(data.records + audit.canaries)" if self.audit.canaries else "data.records"
             raise ValueError(
-                f"budget.delta: expected at most 1/data.records = {1 / records:.3g}, got {delta}; a tenth of that is "
-                f"usual"
+                f"budget.delta: expected at most 1/{of} = {1 / most:.3g}, got {delta}; a tenth of that is usual"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_default_audit(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A policy without canaries is written, and hashed, as before there were any."""
+        tables: dict[str, Any] = serialize(self)
+        return tables if self.audit.canaries else {name: table for name, table in tables.items() if name != "audit"}
+
+    def units(self, room: int) -> int:
+        """Return N of a run with room for so many canaries (`client.live.room`), a declared and public number.
+
+        Everybody who counts on N asks here: the offer, the plan, the sampling rate, the objections.
+        """
+        return self.data.records + self.canaries(room)
+
+    def canaries(self, room: int) -> int:
+        """Return how many canaries stand beside the records in a run with room for so many."""
+        return min(self.audit.canaries, room)
 
     @property
     def unit(self) -> Unit:
@@ -199,6 +235,7 @@ TABLES: dict[str, tuple[type[Table], ...]] = {
     "data": (Data,),
     "budget": (Budget,),
     "limits": (Limits,),
+    "audit": (Audit,),
 }
 
 
@@ -256,6 +293,8 @@ def in_words(policy: Policy) -> list[str]:
     witness = f"{limits.witness!r}; when it does not answer, that {late}" if limits.witness else "nobody"
     approval = "each by hand" if limits.approval else "none is asked for"
     unprotected = "may train WITHOUT privacy: no epsilon covers them" if limits.without_privacy else "are refused"
+    most = policy.audit.canaries
+    canaries = f"up to {most} canaries beside the {policy.unit}s, N is then all of them" if most else "no canaries"
     sentences = f"""
 {policy.owner} protects {whom} of {data.lineage!r}, version {data.version}: {many}, a public number.
 In all runs together: epsilon at most {budget.epsilon} (adjacency {budget.adjacency}, delta {budget.delta}): \
@@ -267,7 +306,8 @@ a bound of at most {limits.max_grad_norm}, and at most {limits.max_steps_per_rou
 Clients in a round: at least {limits.min_cohort}. Models: {", ".join(limits.models)}. Client code: {code}. \
 Bundles: {bundles}.
 {_LEAVES[limits.metrics]} Who must cosign: {witness}.
-Approval of runs: {approval}. Runs of unit 'none' {unprotected}."""
+Approval of runs: {approval}. Runs of unit 'none' {unprotected}.
+In runs that have room for a live audit: {canaries}."""
     return sentences.strip().split("\n")
 
 
@@ -309,6 +349,9 @@ witness = ""                   # name of the witness who must cosign the ledger;
 witness_down = "refuse"        # when the witness does not answer: wait or refuse
 approval = false               # true: a person approves each run by hand (discreet runs, approve, refuse)
 without_privacy = false        # true: runs of unit "none" may train, for data that are public anyway
+
+[audit]
+canaries = 0                   # at most so many rows of no person beside the records, to see whether epsilon holds
 """
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from client import policy as policies
 from client.budget import Agreement, agreements
+from client.live import cost as live
+from client.live.room import room_in
 from client.own_data import layout_digest
 from client.owner import terms_of
 from client.policy import Policy
@@ -77,7 +79,12 @@ def report(scenario: Scenario, *, policy: Path, ledger: Path | None = None) -> d
         "objections": [*reasons, *_too_much(cost, budget)],
         "needs_approval": owner.limits.approval,
         "witness": owner.limits.witness or None,
-        "run": None if cost is None else _run(cost, owner),
+        "run": None if cost is None else _run(cost, owner.units(room_in(scenario))),
+        "live_audit": None
+        if cost is None
+        else live.cost(
+            scenario, owner, epsilon=cost.epsilon, noise_multiplier=cost.agreement.mechanism.noise_multiplier
+        ),
         "lifetime": {
             "budget": budget,
             "runs_before": len(account.runs),
@@ -132,9 +139,11 @@ def show(table: Mapping[str, Any]) -> None:
         console.print(
             f"{run['participations']} participations with spares, of {run['steps']} steps each, noise "
             f"{run['noise_multiplier']:.4f}, sampling rate {run['sampling_rate']:.5f} of {run['records']} "
-            f"{table['unit']}s; {run['admitted']} of them fit into the budget of {lifetime['budget']:g} "
-            f"({_GATES[lifetime['gate']]} decides)."
+            f"{table['unit']}s{_beside(table)}; {run['admitted']} of them fit into the budget of "
+            f"{lifetime['budget']:g} ({_GATES[lifetime['gate']]} decides)."
         )
+    for sentence in live.in_words(table["live_audit"], unit=table["unit"]):
+        console.print(sentence)
     for objection in table["objections"]:
         console.print(f"objection: {objection}", style="yellow", markup=False)
     if table["needs_approval"]:
@@ -160,7 +169,7 @@ def _judged(scenario: Scenario, owner: Policy, account: Account) -> tuple[tuple[
         )
         return reasons, None
     try:
-        plan = make_plan(scenario, records=(owner.data.records,), run=RUN)
+        plan = make_plan(scenario, records=(owner.units(room_in(scenario)),), run=RUN)
     except (AccountingError, ScenarioError, PlanRefusedError) as error:
         return (str(error),), None
     (agreement,) = agreements(plan, [owner.data.lineage]).values()
@@ -171,10 +180,15 @@ def _judged(scenario: Scenario, owner: Policy, account: Account) -> tuple[tuple[
     return reasons, _Cost(agreement=agreement, epsilon=spent, admission=answer)
 
 
-def _run(cost: _Cost, owner: Policy) -> dict[str, Any]:
+def _beside(table: Mapping[str, Any]) -> str:
+    """Of a number of units, that some are canaries."""
+    return f", {table['live_audit']['canaries']} of them canaries" if table["live_audit"] else ""
+
+
+def _run(cost: _Cost, units: int) -> dict[str, Any]:
     mechanism = cost.agreement.mechanism
     return {
-        "records": owner.data.records,
+        "records": units,
         "epsilon": cost.epsilon,
         "participations": cost.agreement.participations,
         "admitted": cost.admission.participations,

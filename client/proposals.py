@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from client.live.room import room_in
 from client.policy import OPENNESS, Metrics, Policy
 from common import checks
 from common.config import Scenario
@@ -30,6 +31,7 @@ class Proposal:
         metrics: what shall leave besides the update.
         code: SHA-256 digest of the client code.
         unit_column: the column that tells persons apart, or None where the unit is no person.
+        room: for how many of the owner's canaries there is room (`client.live.room`).
     """
 
     run: str
@@ -42,9 +44,11 @@ class Proposal:
     metrics: Metrics
     code: str
     unit_column: str | None = None
+    room: int = 0
 
     def __post_init__(self) -> None:
         checks.positive(participations=self.participations, max_grad_norm=self.max_grad_norm, cohort=self.cohort)
+        checks.not_negative(room=self.room)
         if self.metrics not in OPENNESS:
             raise ValueError(f"metrics: expected one of {', '.join(OPENNESS)}, got {self.metrics!r}")
         if any(event.unit != self.event.unit for event in self.events):
@@ -70,6 +74,7 @@ def proposed(scenario: Scenario, plan: Plan) -> Proposal:
         metrics=scenario.privacy.metrics,
         code=provenance().code,
         unit_column=scenario.privacy.unit_column,
+        room=room_in(scenario),
     )
 
 
@@ -105,12 +110,13 @@ def _on_privacy(policy: Policy, proposal: Proposal) -> tuple[Rule, ...]:
     limits, data, event = policy.limits, policy.data, proposal.event
     unit, proposed = _protected(policy.unit, data.unit_column), _protected(event.unit, proposal.unit_column)
     adjacency, rate = policy.budget.adjacency, event.sampling_rate
-    fits = (rate * data.records).denominator == 1
+    units, canaries = policy.units(proposal.room), policy.canaries(proposal.room)
+    fits, beside = (rate * units).denominator == 1, f" and {canaries} canaries" if canaries else ""
     noise, norm, steps = limits.min_noise_multiplier, limits.max_grad_norm, limits.max_steps_per_round
     return (
         (unit == proposed, "unit", unit, proposed),
         (event.adjacency == adjacency, "adjacency", adjacency, event.adjacency),
-        (fits, "sampling_rate", f"a whole number over the {data.records} declared {policy.unit}s", rate),
+        (fits, "sampling_rate", f"a whole number over the {data.records} declared {policy.unit}s{beside}", rate),
         (event.noise_multiplier >= noise, "noise_multiplier", f"at least {noise}", event.noise_multiplier),
         (proposal.max_grad_norm <= norm, "max_grad_norm", f"at most {norm}", proposal.max_grad_norm),
         (event.steps <= steps, "steps", f"at most {steps} a round", event.steps),

@@ -97,7 +97,7 @@ class Audit(Table):
     """
 
     canaries: Annotated[int, Field(gt=0, le=2**20, strict=True)]
-    gradient_norm: PositiveFloat = 10.0
+    gradient_norm: Annotated[float, Field(gt=0, le=1e6, strict=True)] = 10.0
 
 
 class Scenario(Table):
@@ -164,6 +164,10 @@ class Scenario(Table):
             raise ValueError(
                 "model.normalization: expected 'none' or 'group' with unit 'record', got 'batch'; batch normalisation "
                 "mixes the samples of a batch, so that no bound on one record's influence holds"
+            )
+        if self.audit is not None and task_of(self.data).width == 1:
+            raise ValueError(
+                "audit: expected none of it with records of one number, where a canary needs two; remove it"
             )
         fit, kind = _fitting(task_of(self.data))
         if type(self.model) not in fit:

@@ -122,7 +122,7 @@ class Offer:
 
     Args:
         run: the run that was proposed.
-        records: declared number of records, or of persons where they are the unit.
+        records: declared number of units: of records, or of persons, and of canaries where the run has some.
         policy: SHA-256 of its policy, hexadecimal.
         code: SHA-256 of its client code, hexadecimal.
         refusal: why it would not take part as things are, or None.

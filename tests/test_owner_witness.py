@@ -264,7 +264,7 @@ def test_a_run_is_not_ended_on_an_older_copy(place):
 def test_an_owner_tells_its_constants(place):
     """What an offer carries: public, and not read from the data."""
     one = owner(place, None)
-    assert (one.name, one.records, len(one.policy_digest)) == ("St Mary", RECORDS, 64)
+    assert (one.name, one.units(SCENARIO), len(one.policy_digest)) == ("St Mary", RECORDS, 64)
 
 
 # --- runs without privacy ---------------------------------------------------------------------------------------------

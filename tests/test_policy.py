@@ -421,6 +421,7 @@ CHANGES: dict[str, Any] = {
     "limits.witness_down": "wait",
     "limits.approval": True,
     "limits.without_privacy": True,
+    "audit.canaries": 200,
 }
 
 

@@ -129,23 +129,25 @@ class Answers:
             log.info("run %s is over", sealed.run[:8])
         else:
             policy = policies.load(self._desk.policy)
-            refusal = self._objection(policy, sealed.run, run, standing)
+            refusal, units = self._objection(policy, sealed.run, run, standing)
             log.info("run %s was proposed: %s", sealed.run[:8], refusal.value if refusal else "this node takes part")
             fields |= {
-                "records": policy.data.records,
+                "records": units or policy.data.records,
                 "policy": policy.digest,
                 "code": self._desk.worker.ready().code,
                 "refusal": refusal.value if refusal else "",
             }
         return orders.answer(fields, standing=standing, question=seals.digest(statement))
 
-    def _objection(self, policy: Policy, name: str, run: RunFacts, standing: Standing) -> Refusal | None:
-        """What stands against a run: its bundle, the policy, the budget, a person who has not approved it."""
+    def _objection(self, policy: Policy, name: str, run: RunFacts, standing: Standing) -> tuple[Refusal | None, int]:
+        """What stands against a run: its bundle, the policy, the budget, a person; and its N, 0 where unknown."""
+        units = 0
         try:
             bundle.refuse_unfit(run.bundle, allowed=policy.limits.bundles)
             offered = self._desk.worker.propose(Propose(run=name, scenario=run.scenario))
+            units = offered.units
             if offered.refusal is not None:
-                return offered.refusal
+                return offered.refusal, units
             if policy.limits.approval:
                 self._desk.approvals.note(
                     Proposed(
@@ -159,8 +161,8 @@ class Answers:
             self._refuse_unapproved(policy, name, run)
         except RefusedError as error:
             log.warning("run %s: %s", name[:8], error)
-            return error.word
-        return None
+            return error.word, units
+        return None, units
 
     def _refuse_unapproved(self, policy: Policy, name: str, run: RunFacts) -> None:
         """Raise RefusedError unless a person approved this scenario of this run, where the policy asks for it."""

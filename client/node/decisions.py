@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from client import policy as policies
+from client.live.room import room_in
 from client.node import settings as node_settings
 from client.node.approvals import APPROVALS, Approvals, Proposed
 from client.policy import Policy
@@ -105,7 +106,7 @@ def _cost(proposed: Proposed, policy: Policy) -> dict[str, Any]:
         scenario = parse(proposed.scenario)
         if scenario.privacy.unit == "none":
             return {"epsilon": None, "rounds": scenario.run.rounds, "objection": ""}
-        plan = make_plan(scenario, records=(policy.data.records,), run=proposed.run)
+        plan = make_plan(scenario, records=(policy.units(room_in(scenario)),), run=proposed.run)
         account = plan.account(0)
         spent = epsilon(account.history(account.reserved), delta=policy.budget.delta)
     except DiscreetError as error:

@@ -7,12 +7,16 @@ the ledger says that the order was carried out.
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from client.live.room import room_in
+from client.live.rows import refuse_marked
+from client.live.watch import Watch
 from client.node.work import (
     Began,
     Done,
@@ -65,6 +69,15 @@ privacy = {noise_multiplier = 1.0}
 """
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Grown:
+    """An owner's records, a run's notebook, and the records with the run's canaries beside them."""
+
+    mine: Shard
+    run: Path
+    rows: Shard
+
+
 class Desk:
     """One owner's work, request by request.
 
@@ -76,6 +89,7 @@ class Desk:
     def __init__(self, place: Workplace) -> None:
         """Open policy and ledger; DiscreetError when either does not read."""
         self._place = place
+        self._grown: _Grown | None = None
         self._owner()
         self.code = provenance().code
 
@@ -92,10 +106,10 @@ class Desk:
 
     def offered(self, request: Propose) -> Offered:
         """Say what stands against a run; nothing is charged and no record is read."""
-        purpose = ""
+        purpose, units = "", 0
         try:
             scenario = scenario_in(request.scenario)
-            purpose = scenario.run.purpose
+            purpose, units = scenario.run.purpose, load(self._place.policy).units(room_in(scenario))
             self._refuse_other_layout(scenario)
             refusal = self._owner().offer(scenario, request.run)
             if refusal is None:
@@ -109,7 +123,7 @@ class Desk:
         except Exception:
             log.exception("run %s: the proposal failed", request.run[:8])
             refusal = Refusal.FAILED
-        return Offered(refusal=refusal, purpose=purpose)
+        return Offered(refusal=refusal, purpose=purpose, units=units)
 
     def train(self, request: Train, *, send: Callable[[Response], None], receive: Callable[[], Request]) -> None:
         """Carry out an order: charged, trained, stored, settled."""
@@ -117,11 +131,14 @@ class Desk:
             order, scenario = _order(request), scenario_in(request.scenario)
             self._refuse_other_layout(scenario)
             trainer = trainer_of(scenario)
-            with self._owner().charged(order, scenario):
+            with self._owner().charged(order, scenario) as watch:
                 send(Began())
-                frame = encode_report(trainer.train(order, self._shard(scenario)))
+                report = trainer.train(order, self._shard(scenario, watch))
+                frame = encode_report(report)
                 send(Trained(scalars=frame.scalars, update=frame.array.astype(LITTLE_ENDIAN).tobytes()))
                 _refuse_unkept(receive())
+                if watch is not None:
+                    watch.note(order, report)
         except RefusedError as error:
             send(Refused(word=error.word, why=error.detail))
         except EOFError:
@@ -154,8 +171,23 @@ class Desk:
         except SettingsError as error:
             raise RefusedError(Refusal.OUTSIDE_POLICY, str(error)) from error
 
-    def _shard(self, scenario: Scenario) -> Shard:
-        """The records as the scenario declares them; read when it is first asked for."""
+    def _shard(self, scenario: Scenario, watch: Watch | None) -> Shard:
+        """The records as the scenario declares them, read when they are first asked for, and canaries beside them."""
+        mine = self._records(scenario)
+        if scenario.audit is not None:
+            refuse_marked(mine)
+        self._grown = None if watch is None else self._beside(mine, watch)
+        return mine if self._grown is None else self._grown.rows
+
+    def _beside(self, mine: Shard, watch: Watch) -> "_Grown":
+        """The records with a run's canaries beside them, copied once a run."""
+        known, run = self._grown, watch.notebook.folder
+        if known is not None and known.mine is mine and known.run == run:
+            return known
+        self._grown = None  # before there is another one: they may be large
+        return _Grown(mine=mine, run=run, rows=watch.beside(mine))
+
+    def _records(self, scenario: Scenario) -> Shard:
         data = load(self._place.policy).data
         column = data.unit_column
         try:

@@ -83,10 +83,11 @@ class Broken:
 
 @dataclass(frozen=True, kw_only=True)
 class Offered:
-    """What stands against a run, or None, and what it is for."""
+    """What stands against a run, or None, what it is for, and on how many units it counts; 0 where that is unknown."""
 
     refusal: Refusal | None
     purpose: str
+    units: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

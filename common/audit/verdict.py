@@ -89,7 +89,8 @@ def refuse_too_few(history: History, *, canaries: int) -> None:
         )
     raise BadInputError(
         f"canaries: expected at least {least} for so large an epsilon, got {canaries}: fewer could not refute it "
-        "even if every guess were right. Ask for more (--canaries; in a live audit by scenario and policy), or lower privacy.epsilon."
+        f"even if every guess were right. Ask for more (--canaries; in a live audit scenario and policy say how many), "
+        f"or lower privacy.epsilon."
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.audit.noting import noted
 from common.audit.verdict import Findings, judge, refuse_too_few
 from common.config import Scenario
 from common.files import write_whole
@@ -152,7 +153,7 @@ def _note(made: Audit, set_up: Stage, ledger: Path | None) -> None:
     """Put the verdict into the ledgers: the run's own, and one that was named, on the accounts of the same data."""
     if made.plan.unit == "none":
         return
-    found = noted(made)
+    found = noted(made.findings, kind="offline", rounds=made.rounds)
     with closing(Ledger(made.run_dir / LEDGER, memory=made.run_dir / LEDGER_SEEN)) as own:
         for account in account_names(set_up.scenario, made.plan):
             own.audited(account, made.plan.run, found)
@@ -160,21 +161,3 @@ def _note(made: Audit, set_up: Stage, ledger: Path | None) -> None:
         with closing(Ledger(ledger)) as named:
             for account in named.books.accounts:
                 named.audited(account, made.plan.run, found)
-
-
-def noted(made: Audit) -> dict[str, str]:
-    """Return the texts of the ledger's AUDIT entry."""
-    origin, findings = provenance(), made.findings
-    bounds = findings.to_json()["lower_bounds"]
-    return {
-        "kind": "offline",
-        "verdict": findings.verdict,
-        "confidence": str(findings.confidence),
-        "claimed_epsilon": f"{findings.claimed_epsilon:.6g}",
-        "delta": repr(findings.delta),
-        **{f"lower_bound_{name}": "none" if value is None else f"{value:.4g}" for name, value in bounds.items()},
-        "canaries": str(findings.canaries),
-        "rounds": str(made.rounds),
-        "code": origin.code,
-        "libraries": " ".join(f"{name}={version}" for name, version in sorted(origin.libraries.items())),
-    }

@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from client.live.room import record_shape
 from common.canaries import IDLE, canary_rows
 from common.config import Scenario
 from common.model_tables import Transformer
@@ -64,11 +65,3 @@ def synthetic(scenario: Scenario, count: int) -> Shard:
     if isinstance(scenario.model, Transformer):
         return Shard(features_ND=generator.integers(1, scenario.model.vocabulary, size=shape), labels_N=labels_N)
     return Shard(features_ND=generator.normal(size=shape).astype(np.float32), labels_N=labels_N)
-
-
-def record_shape(scenario: Scenario) -> tuple[int, ...]:
-    """Return the shape of a record as the scenario's model reads it."""
-    if isinstance(scenario.model, Transformer):
-        return (scenario.model.tokens,)
-    task = task_of(scenario.data)
-    return task.image_shape if task.image_shape is not None else (task.width or 1,)

@@ -17,12 +17,13 @@ from fractions import Fraction
 
 import numpy as np
 
+from client.live.room import record_shape
 from common.canaries import IDLE, SMALLEST_ROW
 from common.config import Audit, Scenario
 from common.errors import BadInputError, ModelRefusedError
 from common.privacy.plan import local_steps
 from common.tasks import task_of
-from simulations.audit.rows import Bools, coins, laid_out, record_shape, synthetic
+from simulations.audit.rows import Bools, coins, laid_out, synthetic
 from simulations.datasets import Dataset
 from simulations.partition import declared_records
 
