@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from client.commands import identity, node, witnessed
+from client.commands import audited, identity, node, witnessed
 from server.commands import consortium as consortium_verbs
 from server.commands import link, runs, witness
 
@@ -218,6 +218,34 @@ def audit(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: discreet attack simulations/scenarios/digits.toml --out attack.html")
+def attack(
+    scenario: ScenarioFile,
+    overrides: Overrides = None,
+    shadows: Annotated[
+        int, typer.Option(min=2, help="Shadow models that help to attack each model; more take longer.")
+    ] = 8,
+    out: Annotated[Path | None, typer.Option(help="The page; default runs/NAME-attack-DATE.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what an attacker sees of a model and of an update: an illustration, never a verification.
+
+    Models of random halves of the records are trained and attacked, as they are and with the noise left out, and
+    pictures are made from single updates. Finding nothing proves nothing; `discreet audit` can refute a claim.
+    """
+    from common.config import load
+
+    given = load(scenario, overrides or ())
+    from simulations.attack import page, stages
+
+    with stages.shown() as stage:
+        findings, path = page.make(given, shadows=shadows, out=out, stage=stage)
+    if as_json:
+        typer.echo(json.dumps(findings.to_json() | {"page": str(path)}))
+    else:
+        page.show(findings, path)
+
+
 @app.command(epilog="Example: discreet report runs/digits-20261122-080000 --out digits.html")
 def report(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_LEDGER", help="A run's folder, a ledger or an export.")],
@@ -403,7 +431,7 @@ def trial(
         summary.show(result)
 
 
-for verbs in (consortium_verbs, identity, link, node, runs, witness, witnessed):  # each room has its own
+for verbs in (consortium_verbs, audited, identity, link, node, runs, witness, witnessed):  # each room has its own
     verbs.mount(app)
 
 

@@ -67,7 +67,7 @@ def write(source: Path, *, out: Path | None = None) -> Path:
     """
     beside = source / "report.html" if source.is_dir() else source.with_name(f"{source.name}.report.html")
     path = out or beside
-    _refuse_other_file(path)
+    refuse_other_file(path)
     page = render(source)  # before anything is written
     try:
         write_whole(path, page)
@@ -82,7 +82,7 @@ def render(source: Path) -> str:
     is_private = course is None or course.plan.unit != "none"
     ledger = facts(read(_ledger(source))) if is_private else None
     return (
-        _environment()
+        environment()
         .get_template("report.html")
         .render(
             source=source.resolve().name,
@@ -97,14 +97,6 @@ def render(source: Path) -> str:
             version=version("discreet"),
         )
     )
-
-
-def _refuse_other_file(path: Path) -> None:
-    """Refuse to write over anything that is no report: a slip of the hand must not cost a ledger."""
-    if path.is_dir() or (path.exists() and path.read_bytes()[: len(START)] != START):
-        raise BadInputError(
-            f"{path}: expected a new file, or an earlier report to replace, got something else. Move it."
-        )
 
 
 def _ledger(source: Path) -> Path:
@@ -193,7 +185,16 @@ def _trade_off(odds: Odds) -> Markup:
     return Markup(charts.of_odds(odds, words=words))  # noqa: S704 - as above
 
 
-def _environment() -> Environment:
+def refuse_other_file(path: Path) -> None:
+    """Refuse to write over anything that is no page of ours: a slip of the hand must not cost a ledger."""
+    if path.is_dir() or (path.exists() and path.read_bytes()[: len(START)] != START):
+        raise BadInputError(
+            f"{path}: expected a new file, or an earlier report or page to replace, got something else. Move it."
+        )
+
+
+def environment() -> Environment:
+    """Return what fills in the pages' templates."""
     templates = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -30,7 +30,7 @@ _SERIES = (
     ("epsilon_max", "ε", "ε of this run so far, the largest of any account", None),
 )  # column of rounds.csv, axis, caption, top of the axis
 _COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", ACCENT: "var(--accent)", OTHER: "var(--other)"}
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9.5,
     "text.color": INK,
@@ -50,14 +50,14 @@ _STYLE: dict[Any, Any] = {
     "legend.handlelength": 1.4,
 }
 _PENS = ((ACCENT, "-"), (OTHER, "--"))
-_WIDE, _NARROW = (8.4, 3.0), (3.2, 2.3)  # inches
+WIDE, NARROW = (8.4, 3.0), (3.2, 2.3)  # inches
 
 
 def of_odds(odds: Odds, *, words: str) -> str:
     """Draw the highest true-positive rates over the rates of false positives; `words` stand at the rate compared."""
     label = f"The most that any attack can recognise, over the share that it accuses wrongly: at most {words}."
-    with rc_context(_STYLE | {"svg.hashsalt": "odds"}):
-        figure, axes = _axes(_WIDE)
+    with rc_context(STYLE | {"svg.hashsalt": "odds"}):
+        figure, axes = axes_of(WIDE)
         axes.plot(RATES, [most_hits(odds.pairs, x) for x in RATES], color=ACCENT, label="from all that was done")
         axes.plot(RATES, [most_hits(odds.pairs[:1], x) for x in RATES], "--", color=OTHER, label="from ε and δ alone")
         axes.plot(RATES, RATES, ":", color=INK, linewidth=1, label="guessing blindly")
@@ -70,7 +70,7 @@ def of_odds(odds: Odds, *, words: str) -> str:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.xaxis.set_minor_locator(MaxNLocator(1))
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-        return _svg(figure, "odds", label)
+        return svg(figure, "odds", label)
 
 
 def of_rounds(rounds: pd.DataFrame) -> list[tuple[str, str]]:
@@ -89,8 +89,8 @@ def of_rounds(rounds: pd.DataFrame) -> list[tuple[str, str]]:
 
 def over_rounds(name: str, *, lines: Lines, axis: str, top: float | None, label: str) -> str:
     """Draw figures over rounds; `lines` has one or two of them by their names."""
-    with rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure, axes = _axes(_NARROW)
+    with rc_context(STYLE | {"svg.hashsalt": name}):
+        figure, axes = axes_of(NARROW)
         for (legend, (rounds, values)), (colour, dash) in zip(lines.items(), _PENS, strict=False):
             marker = "o" if len(rounds) == 1 else ""
             axes.plot(rounds, values, dash, marker=marker, color=colour, label=legend)
@@ -99,7 +99,7 @@ def over_rounds(name: str, *, lines: Lines, axis: str, top: float | None, label:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if len(lines) > 1:
             axes.legend(loc="best")
-        return _svg(figure, name, label)
+        return svg(figure, name, label)
 
 
 def _lines(rounds: pd.DataFrame, column: str) -> Lines:
@@ -117,21 +117,22 @@ def _lines(rounds: pd.DataFrame, column: str) -> Lines:
 
 def spread(name: str, *, values: Sequence[float], axis: str, label: str) -> str:
     """Draw how many accounts lie where."""
-    with rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure, axes = _axes(_NARROW)
+    with rc_context(STYLE | {"svg.hashsalt": name}):
+        figure, axes = axes_of(NARROW)
         axes.hist(values, bins=min(12, max(5, len(set(values)))), color=ACCENT, rwidth=0.92)
         axes.set(xlabel=axis, ylabel="accounts")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.grid(visible=False, axis="x")
-        return _svg(figure, name, label)
+        return svg(figure, name, label)
 
 
-def _axes(size_inches: tuple[float, float]) -> tuple[Figure, Any]:
+def axes_of(size_inches: tuple[float, float]) -> tuple[Figure, Any]:
+    """Return a new figure and its axes."""
     figure = Figure(figsize=size_inches, layout="constrained")
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Figure, name: str, label: str) -> str:
+def svg(figure: Figure, name: str, label: str) -> str:
     """Write a figure as one <svg> element that says what it shows."""
     page = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
