@@ -47,13 +47,13 @@ def made(text: str, folder: Path, *, canaries: int = 400, ledger: Path | None = 
     [(SMALL, 400, "record"), (STEPS, 400, "record"), (PERSON, 400, "person"), (CLIENT, 100, "client")],
 )
 def test_an_honest_run_is_not_refuted(tmp_path, text, canaries, unit):
-    """Every unit, one step a round or several: all layers and all seven checks, and no alarm."""
+    """Every unit, one step a round or several: all layers and all eight checks, and no alarm."""
     found = made(text, tmp_path / "run", canaries=canaries)
     assert found.findings.verdict == "not refuted", found.findings
     assert found.unit == unit
     assert found.findings.canaries == canaries
     assert {check.name for check in found.findings.checks} == {
-        "noise", "noise on the body", "freshness", "contribution", "sampling rate", "charges", "composition",
+        "noise", "noise on the body", "freshness", "contribution", "sampling rate", "spread", "charges", "composition",
     }  # fmt: skip
     assert found.findings.claimed_epsilon == pytest.approx(4.0, abs=0.05)
     assert 0 < found.findings.lower_bounds.gaussian < found.findings.claimed_epsilon

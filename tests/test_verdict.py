@@ -9,7 +9,8 @@ import pytest
 from observed_canaries import DELTA, Run, half_uncharged, of_last_round_only
 
 from common.audit.charges import added_up, bookkeeping
-from common.audit.conformance import FALSE_ALARMS, conformance
+from common.audit.check import FALSE_ALARMS
+from common.audit.conformance import conformance
 from common.audit.gaussian import Separation, least_mu, separation
 from common.audit.observations import Claim, Observations, scores
 from common.audit.verdict import CONFIDENCE, in_words, judge, refuse_too_few
@@ -99,6 +100,25 @@ def test_limits_of_contribution_are_the_normals_without_sampling():
                         (-3.41, []), (-3.43, ["sampling rate"])):  # fmt: skip
         observed = Observations(moves_KRM=np.full((1, 1, 1), move), is_in_KM=np.array([[True]]), steps=1)
         assert [found.name for found in conformance(observed, ONE) if found.is_refuted] == names
+
+
+def test_the_same_batch_in_every_round_is_refuted_by_how_far_apart_canaries_come():
+    """Half of them 120 times, half never: 60^2 about the mean, where 120 (3.4^2 + 1/4) = 1417 is expected: 3.54."""
+    rng, (views, rounds, canaries) = np.random.default_rng(5), (1, 120, 800)
+    is_in_KM = np.ones((views, canaries), bool)
+    mechanism = SampledGaussian(noise_multiplier=3.4, sampling_rate=Fraction(1, 2), steps=1)
+    anew_KRM = rng.random((views, rounds, canaries)) < 1 / 2
+    same_KRM = np.repeat(anew_KRM[:, :1], rounds, axis=1)
+    noise_KRM = 3.4 * rng.normal(size=(views, rounds, canaries))
+    found = []
+    for hits_KRM in (anew_KRM, same_KRM):
+        observations = Observations(moves_KRM=hits_KRM + noise_KRM, is_in_KM=is_in_KM, steps=1)
+        found += [check for check in conformance(observations, mechanism) if check.name == "spread"]
+    anew, same = found
+    assert not anew.is_refuted
+    assert anew.measured == pytest.approx(1.0, abs=0.3)  # six standard errors, (2 / 800)^0.5 each
+    assert same.is_refuted
+    assert same.measured == pytest.approx(3.54, abs=0.5)
 
 
 def test_few_hits_raise_no_alarm():

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 
-from common.audit.conformance import Check
+from common.audit.check import Check
 from common.audit.observations import Claim
 from common.errors import AccountingError
 from common.privacy.accounting import PRV_WIDENING, bound, prv_interval, renyi_epsilon

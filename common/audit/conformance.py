@@ -10,52 +10,17 @@ the exact distribution of what it measures, or Bonferroni's sum over many of the
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from types import MappingProxyType
 
 import numpy as np
-from scipy.special import betainc, betaincinv, ndtr
-from scipy.stats import binom, chi2
+from scipy.special import betainc, betaincinv
+from scipy.stats import chi2
 
+from common.audit.check import FALSE_ALARMS, ROUNDING, Check
 from common.audit.observations import Floats, Observations
+from common.audit.sampling import sampling
 from common.privacy.events import SampledGaussian
 
-FALSE_ALARMS = MappingProxyType(
-    {
-        "f-DP": 2e-5,
-        "Steinke": 1e-5,
-        "Gaussian": 2e-5,
-        "noise": 1e-5,
-        "noise on the body": 1e-5,
-        "freshness": 1e-5,
-        "contribution": 1e-5,
-        "sampling rate": 1e-5,
-    }
-)  # their sum is 1e-4, the probability that an honest run is refuted
-ROUNDING = 1e-4  # of training in 32 bits, as a share of what is measured
 FEWEST = 2  # coordinates, of which one says nothing of a correlation
-UNLIKELY = 1e-15  # further hits need not be looked at
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One comparison of what was measured with what was planned.
-
-    Args:
-        name: what is compared.
-        is_refuted: whether it is outside its limits.
-        measured: in the units that `says` names.
-        expected: of an honest run, where there is such a figure.
-        low, high: the limits, None where there is none.
-        says: one sentence.
-    """
-
-    name: str
-    is_refuted: bool
-    measured: float
-    expected: float | None
-    low: float | None
-    high: float | None
-    says: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +41,7 @@ def conformance(observations: Observations, mechanism: SampledGaussian) -> tuple
     """
     variance = observations.steps * mechanism.noise_multiplier**2
     found = [_noise(observations, variance), _body(observations, variance), _freshness(observations)]
-    return tuple(check for check in (*found, *_hits(observations, mechanism)) if check is not None)
+    return tuple(check for check in (*found, *sampling(observations, mechanism)) if check is not None)
 
 
 def _noise(observations: Observations, variance: float) -> Check | None:
@@ -84,7 +49,7 @@ def _noise(observations: Observations, variance: float) -> Check | None:
     out_RN = np.moveaxis(observations.moves_KRM, 1, 0)[:, ~observations.is_in_KM]
     if out_RN.size == 0:
         return None
-    return _spread("noise", out_RN, variance, FALSE_ALARMS["noise"], where="on excluded canaries")
+    return _size("noise", out_RN, variance, FALSE_ALARMS["noise"], where="on excluded canaries")
 
 
 def _body(observations: Observations, variance: float) -> Check | None:
@@ -94,11 +59,11 @@ def _body(observations: Observations, variance: float) -> Check | None:
         return None
     name = "noise on the body"
     share = FALSE_ALARMS[name] / len(parts)
-    found = [_spread(name, moves, variance, share, where=f"on {part}") for part, moves in parts.items()]
+    found = [_size(name, moves, variance, share, where=f"on {part}") for part, moves in parts.items()]
     return max(found, key=lambda check: (check.is_refuted, abs(check.measured - 1)))
 
 
-def _spread(name: str, moves: Floats, variance: float, level: float, *, where: str) -> Check:
+def _size(name: str, moves: Floats, variance: float, level: float, *, where: str) -> Check:
     """A sum of squares is chi-square, two-sided."""
     measured = float(np.sqrt(np.mean(np.square(moves)) / variance))
     low, high = (float(np.sqrt(chi2.ppf(p, moves.size) / moves.size)) for p in (level / 2, 1 - level / 2))
@@ -169,52 +134,3 @@ def _unit(moves_RD: Floats) -> Floats:
     """Rows of length 1; where there is no noise there is nothing to compare."""
     norms_R1 = np.linalg.norm(moves_RD, axis=1, keepdims=True)
     return np.asarray(np.divide(moves_RD, norms_R1, out=np.zeros_like(moves_RD), where=norms_R1 > 0), np.float64)
-
-
-def _hits(observations: Observations, mechanism: SampledGaussian) -> Iterator[Check]:
-    """How far included canaries move in a step, on average: the sampling rate times what one may add.
-
-    The sum over n steps is Binomial(n, q) + N(0, n sigma^2), whose quantiles are exact sums.
-    """
-    rounds = observations.moves_KRM.shape[1]
-    count = int(np.count_nonzero(observations.is_in_KM)) * rounds * observations.steps
-    if count == 0:
-        return
-    rate, noise = float(mechanism.sampling_rate), mechanism.noise_multiplier
-    measured = float(np.moveaxis(observations.moves_KRM, 1, 0)[:, observations.is_in_KM].sum()) / count
-    highest = _quantile(count, rate, noise, 1 - FALSE_ALARMS["contribution"]) + rate * ROUNDING
-    yield Check(
-        name="contribution",
-        is_refuted=not measured <= highest,
-        measured=measured,
-        expected=rate,
-        low=None,
-        high=highest,
-        says=f"On average a canary moves {measured / rate:.4g} times as far as sampling and clipping let it.",
-    )
-    level = FALSE_ALARMS["sampling rate"] / 2
-    low, high = (_quantile(count, rate, noise, p) for p in (level, 1 - level))
-    low, high = low - rate * ROUNDING, high + rate * ROUNDING
-    yield Check(
-        name="sampling rate",
-        is_refuted=not low <= measured <= high,
-        measured=measured,
-        expected=rate,
-        low=low,
-        high=high,
-        says=f"By how far canaries move, they are sampled at a rate of {measured:.4g}; planned was {rate:.4g}.",
-    )
-
-
-def _quantile(count: int, rate: float, noise: float, level: float) -> float:
-    """Of (Binomial(count, rate) + N(0, count noise^2)) / count, by bisection of its distribution function."""
-    first, last = binom.ppf(UNLIKELY, count, rate), binom.isf(UNLIKELY, count, rate)
-    hits = np.arange(int(first), int(last) + 1)
-    masses = binom.pmf(hits, count, rate)
-    deviation = noise * np.sqrt(count)
-    low, high = float(first) - 10 * deviation, float(last) + 10 * deviation
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = float(masses @ ndtr((middle - hits) / deviation))
-        low, high = (middle, high) if below < level else (low, middle)
-    return float((low if level < 1 / 2 else high) / count)

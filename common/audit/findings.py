@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from common.audit.conformance import Check
+from common.audit.check import Check
 
 CONFIDENCE = 0.9999  # in a verdict of refuted: all false alarms together
 BOUNDS_CONFIDENCE = 0.95  # in each lower bound

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from common.audit import gaussian
 from common.audit.charges import added_up, bookkeeping
-from common.audit.conformance import FALSE_ALARMS, conformance
+from common.audit.check import FALSE_ALARMS
+from common.audit.conformance import conformance
 from common.audit.findings import BOUNDS_CONFIDENCE, CONFIDENCE, Findings, Layer, LowerBounds, in_words
 from common.audit.observations import Claim, Observations, scores
 from common.audit.one_run import (
