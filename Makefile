@@ -36,8 +36,9 @@ test-ray: .venv-ray/.ready  ## the tests on a real Ray, in an environment of the
 		--constraint constraints.txt
 	@touch $@
 
-audit: $(READY)  ## attack the budget: 200 random kills between reserving, training and committing
-	$(RUN)/python -m pytest -m audit -n 0 -s -q
+audit: $(READY)  ## plant bugs and see each caught, and clean runs left alone; kill clients at 200 random instructions
+	notes=$$(mktemp -d); PLANTED_BUGS_NOTES=$$notes $(RUN)/python -m pytest -m audit -q -raP; status=$$?; \
+		$(RUN)/python tests/planted_bugs.py --table $$notes; rm -r $$notes; exit $$status
 
 lint: $(READY)  ## ruff, mypy strict, the directions between the rooms, and the Dockerfile
 	$(RUN)/ruff check .

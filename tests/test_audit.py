@@ -54,6 +54,7 @@ def test_an_honest_run_is_not_refuted(tmp_path, text, canaries, unit):
     assert found.findings.canaries == canaries
     assert {check.name for check in found.findings.checks} == {
         "noise", "noise on the body", "freshness", "contribution", "sampling rate", "spread", "charges", "composition",
+        *(["cohorts"] if unit == "client" else []),
     }  # fmt: skip
     assert found.findings.claimed_epsilon == pytest.approx(4.0, abs=0.05)
     assert 0 < found.findings.lower_bounds.gaussian < found.findings.claimed_epsilon

@@ -121,6 +121,15 @@ def test_the_same_batch_in_every_round_is_refuted_by_how_far_apart_canaries_come
     assert same.measured == pytest.approx(3.54, abs=0.5)
 
 
+def test_cohorts_of_another_size_are_refuted():
+    """1,000 chances at 1/4: 250 +- 13.7, of which 4.4 standard deviations are 60 either way; 500 is twice the rate."""
+    mechanism = SampledGaussian(noise_multiplier=50.0, sampling_rate=Fraction(1, 4), steps=1)
+    nobody = Observations(moves_KRM=np.zeros((1, 2, 3)), is_in_KM=np.zeros((1, 3), bool), steps=1)
+    for asked, is_refuted in ((250, False), (300, False), (320, True), (500, True), (180, True)):
+        found = conformance(replace(nobody, cohorts=(asked, 1_000)), mechanism)
+        assert [check.is_refuted for check in found if check.name == "cohorts"] == [is_refuted]
+
+
 def test_few_hits_raise_no_alarm():
     """Hardly any noise, a rate of 1/1000 and 5 steps: 1 hit has a chance of 0.5 %, 3 of 1e-8."""
     mechanism = SampledGaussian(noise_multiplier=0.001, sampling_rate=Fraction(1, 1000), steps=1)

@@ -7,13 +7,14 @@ FALSE_ALARMS = MappingProxyType(
     {
         "f-DP": 1e-5,
         "Steinke": 1e-5,
-        "Gaussian": 2e-5,
+        "Gaussian": 1e-5,
         "noise": 1e-5,
         "noise on the body": 1e-5,
         "freshness": 1e-5,
         "contribution": 1e-5,
         "sampling rate": 1e-5,
         "spread": 1e-5,
+        "cohorts": 1e-5,
     }
 )  # their sum is 1e-4, the probability that an honest run is refuted
 ROUNDING = 1e-4  # of training in 32 bits, as a share of what is measured

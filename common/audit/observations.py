@@ -32,12 +32,14 @@ class Observations:
         is_in_KM: each canary's coin.
         body_KRD: movements of other weights, by parameter, of those views in which nothing but noise moves them.
         steps: L.
+        cohorts: where clients are the unit, how many were asked in all rounds, and of how many; else None.
     """
 
     moves_KRM: Floats
     is_in_KM: npt.NDArray[np.bool_]
     body_KRD: Mapping[str, Floats] = field(default_factory=dict)
     steps: int
+    cohorts: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         checks.positive(steps=self.steps)

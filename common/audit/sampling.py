@@ -1,4 +1,4 @@
-"""Checks of sampling: how often included canaries are in a batch, how far that moves them, and whether always the same.
+"""Checks of sampling: how often canaries are in a batch, how far that moves them, whether always the same are.
 
 Shapes: K views, R rounds, M canaries, L steps a round. A canary's whole movement over n = RL steps is
 X = Binomial(n, q) + N(0, n sigma^2); limits are its exact quantiles, or Chernoff's bound with its exact moments.
@@ -19,10 +19,12 @@ UNLIKELY = 1e-15  # further hits need not be looked at
 
 
 def sampling(observations: Observations, mechanism: SampledGaussian) -> Iterator[Check]:
-    """Yield the checks of contribution, sampling rate and spread; none where no canary is in."""
+    """Yield the checks of contribution, sampling rate and spread, none where no canary is in; and of cohorts' sizes."""
     if observations.is_in_KM.any():
         yield from _hits(observations, mechanism)
         yield _apart(observations, mechanism)
+    if observations.cohorts is not None:
+        yield _cohorts(*observations.cohorts, float(mechanism.sampling_rate))
 
 
 def _hits(observations: Observations, mechanism: SampledGaussian) -> Iterator[Check]:
@@ -87,6 +89,22 @@ def _apart(observations: Observations, mechanism: SampledGaussian) -> Check:
         low=None,
         high=highest + ROUNDING,
         says=f"Canaries come {measured:.4g} times as far apart, squared, as batches that are drawn anew put them.",
+    )
+
+
+def _cohorts(asked: int, chances: int, rate: float) -> Check:
+    """How many clients are asked in all is Binomial(chances, q)."""
+    level = FALSE_ALARMS["cohorts"] / 2
+    low, high = (float(binom.ppf(p, chances, rate)) / chances for p in (level, 1 - level))
+    measured = asked / chances
+    return Check(
+        name="cohorts",
+        is_refuted=not low <= measured <= high,
+        measured=measured,
+        expected=rate,
+        low=low,
+        high=high,
+        says=f"Clients are asked at a rate of {measured:.4g}; planned was {rate:.4g}.",
     )
 
 

@@ -71,16 +71,17 @@ def observed(stage: Stage, plan: Plan, seen: "Eavesdropper", where: Coordinates,
     scenario = stage.scenario
     if scenario.privacy.unit == "client":
         moves_KRD = _of_the_model(scenario, plan, seen, where, folder)
-        steps = 1
+        steps, cohorts = 1, (len(seen.orders), moves_KRD.shape[1] * scenario.data.clients)
     else:
         moves_KRD = _of_clients(scenario, seen)
-        steps = scenario.training.local_steps or 1
+        steps, cohorts = scenario.training.local_steps or 1, None
     quiet = moves_KRD[list(stage.quiet)] if scenario.privacy.unit != "none" else moves_KRD[:0]
     return Observations(
         moves_KRM=moves_KRD[:, :, where.pad],
         is_in_KM=stage.is_in_KM,
         body_KRD={name: quiet[:, :, part] for name, part in where.body.items()},
         steps=steps,
+        cohorts=cohorts,
     )
 
 

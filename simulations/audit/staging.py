@@ -28,9 +28,9 @@ from simulations.datasets import Dataset
 from simulations.partition import declared_records
 
 VIEWS = 2
-ROWS = 80_000  # that the audited clients are trained on in all: some seconds on two cores
-ROUNDS = 120  # that are attacked at most
-ORDERS = 1_200  # that canary clients carry out in all, likewise
+ROWS = 50_000  # that the audited clients are trained on in all: some seconds on two cores
+ROUNDS = 60  # that are attacked at most
+ORDERS = 800  # that canary clients carry out in all, likewise
 CANARY_CLIENTS = 400
 CLIENT_ROWS = 4
 PERSON_ROWS = 2
