@@ -231,7 +231,8 @@ def attack(
     """Show what an attacker sees of a model and of an update: an illustration, never a verification.
 
     Models of random halves of the records are trained and attacked, as they are and with the noise left out, and
-    pictures are made from single updates. Finding nothing proves nothing; `discreet audit` can refute a claim.
+    pictures are made from single updates. Finding nothing proves nothing; `discreet audit` can refute a claim. Only for
+    data that are public: models without noise are made of them, and no ledger is charged.
     """
     from common.config import load
 

@@ -694,6 +694,7 @@ audit = {canaries = 500}
 """
 
 
+@pytest.mark.slow
 def test_one_of_three_organisations_audits_live(tmp_path):
     """Real processes on loopback: its N is 479 + 300, the others' their records, and its ledger has the verdict."""
     made = cast.prepare(tmp_path, parse(DEPLOYED), 3)
